@@ -1,0 +1,237 @@
+"""The algorithm as Ikomia sees it: parameters, inputs, outputs. What SAM 3 does is in :mod:`.sam3_engine`."""
+
+import colorsys
+import copy
+import logging
+from pathlib import Path
+
+import numpy as np
+from ikomia import core, dataprocess
+
+from .sam3_engine.prompts import GeometricPrompt, TextPrompt, drawn_prompt
+from .sam3_engine.settings import Settings
+from .sam3_engine.weights import find_checkpoint
+
+logger = logging.getLogger(__name__)
+
+_BACKGROUND_COLOUR = [0, 0, 0]
+
+
+class InferSegmentAnything3Param(core.CWorkflowTaskParam):
+    """The parameters; :class:`~.sam3_engine.settings.Settings` says what each one means."""
+
+    def __init__(self):
+        core.CWorkflowTaskParam.__init__(self)
+        self.settings = Settings()
+
+    def set_values(self, params):
+        """Take over those parameters that ``params`` (names to strings) holds.
+
+        Raises:
+            ValueError: one of them is not what its parameter expects; then none is taken over.
+        """
+        self.settings = self.settings.updated(params)
+
+    def get_values(self):
+        """All parameters, names to strings."""
+        return self.settings.to_strings()
+
+
+class InferSegmentAnything3ParamFactory(dataprocess.CTaskParamFactory):
+    """Creates parameters."""
+
+    def __init__(self):
+        dataprocess.CTaskParamFactory.__init__(self)
+        self.name = "infer_segment_anything_3"
+
+    def create(self):
+        """New parameters with their defaults."""
+        return InferSegmentAnything3Param()
+
+
+class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
+    """Segments the input image by text, points or boxes.
+
+    Inputs: the image; graphics drawn on it. Outputs: the image, then one ``CSemanticSegmentationIO`` per mask.
+    """
+
+    def __init__(self, name, param):
+        dataprocess.CSemanticSegmentationTask.__init__(self, name)
+        self.set_param_object(InferSegmentAnything3Param() if param is None else copy.deepcopy(param))
+        self._weights_folder = Path(__file__).resolve().parent / "weights"
+        self._cuda_wanted = None
+        self._device = None
+        self._predictor = None
+
+    def get_progress_steps(self):
+        """Steps that a run reports: model, image, prompt."""
+        return 3
+
+    def init_long_process(self):
+        """Download and load the model ahead of the first run."""
+        self._open_predictor(self.get_param_object().settings)
+        super().init_long_process()
+
+    def run(self):
+        """Segment the input image.
+
+        Raises:
+            ValueError: a prompt, the image or the checkpoint cannot be used; the message says why.
+            RuntimeError: the weights cannot be had; the message says what to do.
+        """
+        self.begin_task_run()
+        self._set_mask_count(1)
+        self.forward_input_image(0, 0)
+        settings = self.get_param_object().settings
+        image = self.get_input(0).get_image()
+        height, width = image.shape[:2]
+        prompt = settings.prompt(self._drawn_prompt())
+
+        if prompt is None:
+            logger.warning("Nothing to segment: set input_text, input_box or input_point, or draw on the image.")
+            self._write_mask(1, np.zeros((height, width), np.uint8), [], "nothing to segment: no prompt")
+            for _ in range(self.get_progress_steps()):
+                self.emit_step_progress()
+        else:
+            self._segment(image, prompt.clipped(width, height), settings)
+        self.end_task_run()
+
+    def _segment(self, image, prompt, settings):
+        """Run the model and fill the mask outputs, one progress step after each part."""
+        predictor = self._open_predictor(settings)
+        self.emit_step_progress()
+        embedding = predictor.encode_image(image, settings.input_size_percent)
+        self.emit_step_progress()
+        segments = predictor.segment(
+            embedding,
+            prompt,
+            confidence_threshold=settings.confidence_threshold,
+            multimask=settings.multimask_output,
+        )
+        if isinstance(prompt, TextPrompt):
+            self._write_instances(prompt, segments, embedding.width, embedding.height)
+        else:
+            self._write_objects(prompt, segments)
+        self.emit_step_progress()
+
+    def _open_predictor(self, settings):
+        """The predictor for the checkpoint and device that the settings ask for, loaded only if one of them changed."""
+        from .sam3_engine.model import shared_model
+        from .sam3_engine.predictor import Predictor
+        from .sam3_engine.runtime import choose_device
+
+        if settings.cuda != self._cuda_wanted:
+            self._device = choose_device(settings.cuda)
+            self._cuda_wanted = settings.cuda
+        checkpoint = find_checkpoint(settings.model_weight_file, self._weights_folder)
+        model = shared_model(checkpoint, self._device)
+        if self._predictor is None or self._predictor.model is not model:
+            self._predictor = Predictor(model)
+        return self._predictor
+
+    def _drawn_prompt(self):
+        """The prompt that the graphics on the second input stand for, None if there are none of use."""
+        graphics = self.get_input(1)
+        if graphics is None or not graphics.is_data_available():
+            return None
+        rectangles, points = [], []
+        for item in graphics.get_items():
+            if item.get_type() == core.GraphicsItem.RECTANGLE:
+                left, right = sorted((item.x, item.x + item.width))
+                top, bottom = sorted((item.y, item.y + item.height))
+                rectangles.append((left, top, right, bottom))
+            elif item.get_type() == core.GraphicsItem.POINT:
+                points.append((item.point.x, item.point.y))
+        return drawn_prompt(rectangles, points) or None
+
+    def _write_instances(self, prompt, segments, width, height):
+        """One mask that numbers the instances of a phrase, best first."""
+        from .sam3_engine.predictor import label_map
+
+        scores = ", ".join(f"{segment.score:.3f}" for segment in segments)
+        found = f"{len(segments)} x {prompt.phrase}, scores {scores}"
+        description = found if segments else f"no {prompt.phrase} found"
+        names = [f"{prompt.phrase} {number}" for number in range(1, len(segments) + 1)]
+        self._write_mask(1, label_map(segments, width, height), names, description)
+
+    def _write_objects(self, prompt: GeometricPrompt, segments):
+        """One mask per object and candidate."""
+        objects = max(1, len(prompt.boxes))
+        candidates = len(segments) // objects
+        self._set_mask_count(len(segments))
+        for index, segment in enumerate(segments):
+            description = segment.label
+            if objects > 1:
+                description += f" of box {index // candidates + 1} of {objects}"
+            if candidates > 1:
+                description += f", candidate {index % candidates + 1} of {candidates}"
+            description += f", score {segment.score:.3f}"
+            self._write_mask(index + 1, segment.mask.astype(np.uint8), [segment.label], description, first_colour=index)
+
+    def _set_mask_count(self, count):
+        """Leave exactly ``count`` mask outputs, all empty."""
+        while self.get_output_count() > 1 + count:
+            self.remove_output(self.get_output_count() - 1)
+        while self.get_output_count() < 1 + count:
+            self.add_output(dataprocess.CSemanticSegmentationIO())
+        for index in range(1, 1 + count):
+            output = self.get_output(index)
+            output.clear_data()
+            output.description = ""
+
+    def _write_mask(self, index, mask, object_names, description, first_colour=0):
+        """Fill a mask output; pixel value k is the k-th of ``object_names``, 0 is background."""
+        output = self.get_output(index)
+        output.clear_data()  # the framework checks names against the colours of before
+        output.set_class_names(["background", *object_names])
+        output.set_class_colors(
+            [_BACKGROUND_COLOUR, *(_object_colour(first_colour + offset) for offset in range(len(object_names)))]
+        )
+        output.set_mask(mask)
+        output.description = description
+
+
+def _object_colour(index):
+    """The colour [r, g, b] of the ``index``-th object: hues a golden angle apart, so that neighbours differ most."""
+    hue = (0.55 + 0.618034 * index) % 1
+    saturation = (1.0, 0.65, 0.85)[index % 3]
+    return [round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, saturation, 1.0)]
+
+
+class InferSegmentAnything3Factory(dataprocess.CTaskFactory):
+    """Creates the algorithm, and says what it is."""
+
+    def __init__(self):
+        dataprocess.CTaskFactory.__init__(self)
+        self.info.name = "infer_segment_anything_3"
+        self.info.short_description = "Segment Anything Model 3: masks of what a text, points or boxes ask for."
+        self.info.description = (
+            "Inference for the Segment Anything Model 3 (SAM 3). A text prompt such as 'shoe' finds every instance of "
+            "a concept; points and boxes outline one object, or one per box. The weights are gated: request access at "
+            "https://huggingface.co/facebook/sam3 and log in with `hf auth login`."
+        )
+        self.info.path = "Plugins/Python/Segmentation"
+        self.info.version = "1.0.0"
+        self.info.icon_path = "icons/icon.png"
+        self.info.authors = "Meta AI Research"
+        self.info.article = "SAM 3: Segment Anything with Concepts"
+        self.info.article_url = "https://arxiv.org/abs/2511.16719"
+        self.info.journal = "arXiv"
+        self.info.year = 2025
+        self.info.license = "Apache-2.0 (plugin); SAM License (sam3 package and weights)"
+        self.info.min_ikomia_version = "0.16.0"
+        self.info.min_python_version = "3.11.0"
+        self.info.documentation_link = "https://ai.meta.com/sam3"
+        self.info.repository = "https://github.com/Ikomia-hub/infer_segment_anything_3"
+        self.info.original_repository = "https://github.com/facebookresearch/sam3"
+        self.info.keywords = "SAM 3, segment anything, promptable, concept, text, point, box, zero-shot, Meta"
+        self.info.algo_type = core.AlgoType.INFER
+        self.info.algo_tasks = "SEMANTIC_SEGMENTATION"
+        self.info.hardware_config.min_cpu = 4
+        self.info.hardware_config.min_ram = 16
+        self.info.hardware_config.gpu_required = False
+        self.info.hardware_config.min_vram = 6
+
+    def create(self, param=None):
+        """The algorithm, with ``param`` or with default parameters."""
+        return InferSegmentAnything3(self.info.name, param)

@@ -1,0 +1,98 @@
+"""The sizes of a SAM 3 network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes from which :func:`sam3_engine.network.build_network` builds a network; the defaults are SAM 3's own.
+
+    Attributes:
+        resolution: side of the square network input, in pixels; a multiple of ``patch_size``.
+        patch_size: side of an image patch (one token), in pixels.
+        vit_pretrain_resolution: input side at which the ViT's position tables were made, in pixels.
+        vit_width, vit_depth, vit_heads, vit_mlp_ratio: of the image encoder's transformer.
+        vit_window: side of its attention windows, in tokens.
+        vit_global_blocks: the blocks that attend to the whole image instead.
+        width, heads, ffn_width: of every transformer behind the image encoder.
+        encoder_layers, decoder_layers, geometry_layers: of the detector.
+        queries: the most instances that a text prompt can find.
+        pixel_decoder_stages: upsampling stages of the detector's mask head.
+        text_width, text_heads, text_layers, text_context, text_vocabulary: of the text encoder; context in tokens.
+        mask_decoder_depth, mask_decoder_heads, mask_decoder_ffn_width, iou_head_width: of the SAM mask decoder.
+        mask_decoder_downsample: how much narrower its cross attentions are than ``width``.
+        fill_hole_area: holes of point and box masks up to this area are filled, in pixels of the mask logits.
+        memory_width, memory_layers, memory_fuser_layers: of the video memory, which images do not use.
+    """
+
+    resolution: int = 1008
+    patch_size: int = 14
+    vit_pretrain_resolution: int = 336
+    vit_width: int = 1024
+    vit_depth: int = 32
+    vit_heads: int = 16
+    vit_mlp_ratio: float = 4.625
+    vit_window: int = 24
+    vit_global_blocks: tuple[int, ...] = (7, 15, 23, 31)
+    width: int = 256
+    heads: int = 8
+    ffn_width: int = 2048
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    geometry_layers: int = 3
+    queries: int = 200
+    pixel_decoder_stages: int = 3
+    text_width: int = 1024
+    text_heads: int = 16
+    text_layers: int = 24
+    text_context: int = 32
+    text_vocabulary: int = 49408
+    mask_decoder_depth: int = 2
+    mask_decoder_heads: int = 8
+    mask_decoder_ffn_width: int = 2048
+    mask_decoder_downsample: int = 2
+    iou_head_width: int = 256
+    fill_hole_area: int = 256
+    memory_width: int = 64
+    memory_layers: int = 4
+    memory_fuser_layers: int = 2
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if name == "vit_global_blocks":
+                valid = all(type(block) is int and 0 <= block < self.vit_depth for block in value)
+            elif name == "vit_mlp_ratio":
+                valid = isinstance(value, int | float) and 0 < value <= 16
+            elif name == "fill_hole_area":
+                valid = type(value) is int and value >= 0
+            else:
+                valid = type(value) is int and 0 < value <= 2**16
+            if not valid:
+                raise ValueError(f"{name} = {value!r} is not a size of a SAM 3 network")
+        if self.resolution % self.patch_size:
+            raise ValueError(f"resolution {self.resolution} is not a multiple of patch_size {self.patch_size}")
+
+    @property
+    def grid(self) -> int:
+        """Side of the image embedding, in tokens."""
+        return self.resolution // self.patch_size
+
+    def to_dict(self) -> dict[str, Any]:
+        """The sizes as plain values, to be saved beside a checkpoint's tensors."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, sizes: Mapping[str, Any]) -> Architecture:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ValueError: a size is missing, unknown or impossible.
+        """
+        if not isinstance(sizes, Mapping) or set(sizes) != {field.name for field in fields(cls)}:
+            raise ValueError("the names of the sizes are not those of this version")
+        values: dict[str, Any] = {name: tuple(size) if isinstance(size, list) else size for name, size in sizes.items()}
+        return cls(**values)

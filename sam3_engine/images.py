@@ -1,0 +1,63 @@
+"""Images of any common kind turned into what SAM 3 was trained on: 8-bit RGB."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class ImageError(ValueError):
+    """An image that cannot be segmented."""
+
+
+def as_rgb8(image: np.ndarray) -> np.ndarray:
+    """Convert an image to 8-bit RGB.
+
+    Grey images get three equal channels and an alpha channel is dropped. Brightness keeps its meaning:
+
+    - ``uint8`` and ``bool`` are taken as they are, black to white;
+    - other integers are read at the smallest even bit depth (8, 10, 12, 14, 16, ...) that holds the brightest
+      value, since cameras and scanners store 10 to 14 bits in 16-bit files;
+    - floats within 0..1 or within 0..255 are read on that scale;
+    - anything else (negative values, floats above 255) is stretched from its minimum to its maximum.
+
+    Args:
+        image: (H, W), (H, W, 1) grey, (H, W, 2) grey and alpha, (H, W, 3) RGB or (H, W, 4) RGBA; any real dtype.
+
+    Returns:
+        (H, W, 3) uint8, C-contiguous. It may share memory with ``image``.
+
+    Raises:
+        ImageError: another shape, no pixels, a dtype that is not a real number, NaN or infinity.
+    """
+    image = np.asarray(image)
+    if image.ndim == 2:
+        image = image[:, :, np.newaxis]
+    if image.ndim != 3 or image.shape[2] not in (1, 2, 3, 4):
+        raise ImageError(f"image of shape {image.shape}: expected height x width, with 1 to 4 channels.")
+    if 0 in image.shape:
+        raise ImageError(f"image of shape {image.shape}: it has no pixels.")
+
+    has_alpha = image.shape[2] in (2, 4)
+    colours = _as_uint8(image[:, :, :-1] if has_alpha else image)
+    return np.ascontiguousarray(np.broadcast_to(colours, (*colours.shape[:2], 3)))
+
+
+def _as_uint8(image: np.ndarray) -> np.ndarray:
+    if image.dtype == np.uint8:
+        return image
+    if image.dtype == np.bool_:
+        return image.astype(np.uint8) * np.uint8(255)
+    if image.dtype.kind not in "uif":
+        raise ImageError(f"image of dtype {image.dtype}: expected integers, floats or booleans.")
+
+    # min and max pass on NaN and infinity, so they answer for every pixel
+    darkest, brightest = image.min().item(), image.max().item()
+    if not np.isfinite(darkest) or not np.isfinite(brightest):
+        raise ImageError("the image holds NaN or infinity: expected finite values.")
+    if darkest >= 0 and image.dtype.kind in "ui":
+        bit_depth = max(8, brightest.bit_length() + brightest.bit_length() % 2)
+        darkest, brightest = 0, 2**bit_depth - 1
+    elif darkest >= 0 and brightest <= 255:
+        darkest, brightest = 0, 1 if brightest <= 1 else 255
+    scale = 255 / (brightest - darkest) if brightest > darkest else 0.0
+    return np.rint((image.astype(np.float32) - np.float32(darkest)) * np.float32(scale)).astype(np.uint8)

@@ -1,0 +1,178 @@
+"""A SAM 3 checkpoint loaded into a network, and shared by everyone in the process who wants the same.
+
+Importing this module imports torch and sam3.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import threading
+import weakref
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .architecture import Architecture
+from .runtime import choose_precision, importing_sam3, inference
+
+with importing_sam3():
+    from .network import Sam3Image, build_network
+
+__all__ = [
+    "Architecture",
+    "CheckpointError",
+    "Model",
+    "Sam3Image",
+    "build_network",
+    "checkpoint_contents",
+    "load_model",
+    "shared_model",
+]
+
+# Meta's file holds the image model and the interactive (video) model side by side under these prefixes
+_PREFIXES = {"detector.": "", "tracker.": "inst_interactive_predictor.model."}
+
+
+class CheckpointError(ValueError):
+    """A file that is not a SAM 3 checkpoint, or not a whole one."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(
+            f"{path} is not a usable SAM 3 checkpoint: {reason}. Expected Meta's sam3.pt or a file like it."
+        )
+
+
+class Model:
+    """A network ready to run on its device, in its precision.
+
+    One caller runs it at a time; :meth:`running` makes the others wait.
+    """
+
+    def __init__(self, network: Sam3Image, device: torch.device, precision: torch.dtype) -> None:
+        self.network = network
+        self.device = device
+        self.precision = precision
+        self._running = threading.RLock()
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """While the network runs: alone, in inference mode, in this model's precision, the host's state kept."""
+        with self._running, inference(self.device, self.precision):
+            yield
+
+
+def shared_model(checkpoint: Path, device: torch.device) -> Model:
+    """The model of ``checkpoint``, loaded unless someone in this process holds it already.
+
+    It is kept as long as someone holds it. A file that has changed (size or time) is loaded anew.
+
+    Args:
+        checkpoint: an existing file.
+        device: where to run, see :func:`~sam3_engine.runtime.choose_device`.
+
+    Raises:
+        CheckpointError: see :func:`load_model`.
+    """
+    file = checkpoint.resolve()
+    status = file.stat()
+    key = (file, status.st_size, status.st_mtime_ns, device)
+    with _SHARED_LOCK:
+        model = _SHARED.get(key)
+        if model is None:
+            model = _SHARED[key] = load_model(file, device)
+        return model
+
+
+_SHARED: weakref.WeakValueDictionary[tuple[Any, ...], Model] = weakref.WeakValueDictionary()
+_SHARED_LOCK = threading.Lock()
+
+
+def load_model(checkpoint: Path, device: torch.device, precision: torch.dtype | None = None) -> Model:
+    """Load a checkpoint: Meta's ``sam3.pt``, or one of the same names that carries its own architecture.
+
+    The file is memory-mapped, and read with ``weights_only``: no code in it is run.
+
+    Args:
+        checkpoint: path of the file.
+        device: where to run.
+        precision: dtype of the matrix products; by default what suits the device.
+
+    Raises:
+        CheckpointError: the file cannot be read, or one of its tensors does not fit, is missing or is one too many.
+    """
+    architecture, tensors = _read(checkpoint)
+    network = build_network(architecture, device, without_weights=True)
+    network.load_state_dict(_fitted(checkpoint, tensors, network.state_dict()), assign=True)
+    network.requires_grad_(False)
+    return Model(network.to(device), device, precision or choose_precision(device))
+
+
+def checkpoint_contents(network: Sam3Image, architecture: Architecture) -> dict[str, Any]:
+    """What ``torch.save`` shall write so that :func:`load_model` can load ``network`` again.
+
+    Returns:
+        The tensors under Meta's names (``model``), and the architecture beside them.
+    """
+    tensors = {}
+    for name, tensor in network.state_dict().items():
+        prefix = next(prefix for prefix, ours in reversed(_PREFIXES.items()) if name.startswith(ours))
+        tensors[prefix + name.removeprefix(_PREFIXES[prefix])] = tensor
+    return {"model": tensors, "architecture": architecture.to_dict()}
+
+
+def _read(checkpoint: Path) -> tuple[Architecture, Mapping[str, Any]]:
+    if not zipfile.is_zipfile(checkpoint):
+        raise CheckpointError(checkpoint, "it is another kind of file, or only the beginning of one")
+    try:
+        contents = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(checkpoint, f"it cannot be read ({reason})") from error
+    if not isinstance(contents, Mapping):
+        raise CheckpointError(checkpoint, f"it holds a {type(contents).__name__}, not named tensors")
+    tensors = contents.get("model", contents)
+    if not isinstance(tensors, Mapping):
+        raise CheckpointError(checkpoint, f"its entry 'model' is a {type(tensors).__name__}, not named tensors")
+    if "architecture" not in contents:
+        return Architecture(), tensors
+    try:
+        return Architecture.from_dict(contents["architecture"]), tensors
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(checkpoint, f"its architecture is not one ({error})") from error
+
+
+def _fitted(
+    checkpoint: Path, tensors: Mapping[str, Any], expected: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The checkpoint's tensors under the network's names and dtypes; anything that does not fit is an error."""
+    if any(str(name).startswith("tracker.model.interactive_") for name in tensors):
+        raise CheckpointError(checkpoint, "this is a SAM 3.1 'multiplex' checkpoint, which is another network")
+
+    renamed = {}
+    for name, tensor in tensors.items():
+        prefix = next((prefix for prefix in _PREFIXES if str(name).startswith(prefix)), None)
+        if prefix is not None:
+            renamed[_PREFIXES[prefix] + name.removeprefix(prefix)] = tensor
+    if not renamed:
+        raise CheckpointError(checkpoint, "none of its names begins with 'detector.' or 'tracker.'")
+
+    missing, unexpected = expected.keys() - renamed.keys(), renamed.keys() - expected.keys()
+    if missing:
+        raise CheckpointError(checkpoint, f"{len(missing)} tensors are missing, '{min(missing)}' among them")
+    if unexpected:
+        raise CheckpointError(checkpoint, f"{len(unexpected)} tensors are too many, '{min(unexpected)}' among them")
+
+    for name, wanted in expected.items():
+        tensor = renamed[name]
+        if not isinstance(tensor, torch.Tensor) or tensor.shape != wanted.shape:
+            found = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+            raise CheckpointError(checkpoint, f"'{name}' is {found}, not of shape {tuple(wanted.shape)}")
+        # a complex table read as real numbers would lose half of its content without an error
+        if tensor.is_complex() != wanted.is_complex() or not (tensor.is_floating_point() or tensor.is_complex()):
+            raise CheckpointError(checkpoint, f"'{name}' is {tensor.dtype}, not {wanted.dtype}")
+        renamed[name] = tensor.to(wanted.dtype)
+    return renamed

@@ -1,0 +1,375 @@
+"""The SAM 3 network, assembled from the sam3 package's classes at any size.
+
+Importing this module imports sam3: do so inside :func:`sam3_engine.runtime.importing_sam3`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import sam3.perflib.connected_components  # noqa: F401 - else sam3 imports it, with side effects, during a prediction
+import torch
+from sam3.model.decoder import (
+    TransformerDecoder,
+    TransformerDecoderLayer,
+    TransformerDecoderLayerv2,
+    TransformerEncoderCrossAttention,
+)
+from sam3.model.encoder import TransformerEncoderFusion, TransformerEncoderLayer
+from sam3.model.geometry_encoders import SequenceGeometryEncoder
+from sam3.model.maskformer_segmentation import PixelDecoder, UniversalSegmentationHead
+from sam3.model.memory import CXBlock, SimpleFuser, SimpleMaskDownSampler, SimpleMaskEncoder
+from sam3.model.model_misc import MLP, DotProductScoring, MultiheadAttentionWrapper, TransformerWrapper
+from sam3.model.necks import Sam3DualViTDetNeck
+from sam3.model.position_encoding import PositionEmbeddingSine
+from sam3.model.sam1_task_predictor import SAM3InteractiveImagePredictor
+from sam3.model.sam3_image import Sam3Image
+from sam3.model.sam3_tracking_predictor import Sam3TrackerPredictor
+from sam3.model.text_encoder_ve import VETextEncoder
+from sam3.model.tokenizer_ve import SimpleTokenizer
+from sam3.model.vitdet import ViT
+from sam3.model.vl_combiner import SAM3VLBackbone
+from sam3.sam.mask_decoder import MLP as MaskDecoderMLP  # noqa: N811 - a class
+from sam3.sam.transformer import RoPEAttention, TwoWayTransformer
+
+from .architecture import Architecture
+from .runtime import building_network
+
+_DROPOUT = 0.1  # the package's; without effect in a network that only predicts
+
+
+def build_network(architecture: Architecture, device: torch.device, *, without_weights: bool = False) -> Sam3Image:
+    """Build a SAM 3 image network with interactive (point and box) prediction, in evaluation mode.
+
+    With the default architecture it has the parameters and buffers, by name and shape, of the package's own
+    ``build_sam3_image_model(enable_inst_interactivity=True)``.
+
+    Args:
+        architecture: sizes of the network.
+        device: where it shall run. Parameters are made on the CPU; tables that are no part of a checkpoint go here.
+        without_weights: leave the large parameters on the meta device, for a checkpoint to be assigned to them.
+
+    Returns:
+        The network; its parameters are initialised as the package does, the text encoder's in part not at all.
+    """
+    with building_network(device, without_weights=without_weights):
+        network = Sam3Image(
+            backbone=SAM3VLBackbone(visual=_image_encoder(architecture), text=_text_encoder(architecture), scalp=1),
+            transformer=TransformerWrapper(
+                encoder=_detector_encoder(architecture),
+                decoder=_detector_decoder(architecture),
+                d_model=architecture.width,
+            ),
+            input_geometry_encoder=_geometry_encoder(architecture),
+            segmentation_head=_segmentation_head(architecture),
+            num_feature_levels=1,
+            o2m_mask_predict=True,
+            dot_prod_scoring=_phrase_scoring(architecture),
+            use_instance_query=False,
+            multimask_output=True,
+            inst_interactive_predictor=_interactive_predictor(architecture),
+            matcher=None,
+        )
+    # not a parameter, yet made with torch.empty
+    text_transformer = network.backbone.language_backbone.encoder
+    text_transformer.attn_mask = text_transformer.build_causal_mask().to(device)
+    return network.eval()
+
+
+def vocabulary_path() -> Path:
+    """The byte-pair vocabulary of the text encoder: open_clip ships the file that sam3's wheel lacks.
+
+    Raises:
+        ModuleNotFoundError: open_clip is not installed.
+    """
+    package = importlib.util.find_spec("open_clip")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("open_clip_torch is not installed; install this plugin's requirements.txt.")
+    return Path(package.origin).with_name("bpe_simple_vocab_16e6.txt.gz")
+
+
+def _position_table(channels: int) -> PositionEmbeddingSine:
+    return PositionEmbeddingSine(num_pos_feats=channels, normalize=True, scale=None, temperature=10000)
+
+
+def _attention(
+    architecture: Architecture, *, batch_first: bool, dropout: float = _DROPOUT
+) -> MultiheadAttentionWrapper:
+    return MultiheadAttentionWrapper(
+        num_heads=architecture.heads, dropout=dropout, embed_dim=architecture.width, batch_first=batch_first
+    )
+
+
+def _image_encoder(architecture: Architecture) -> Sam3DualViTDetNeck:
+    vit = ViT(
+        img_size=architecture.resolution,
+        pretrain_img_size=architecture.vit_pretrain_resolution,
+        patch_size=architecture.patch_size,
+        embed_dim=architecture.vit_width,
+        depth=architecture.vit_depth,
+        num_heads=architecture.vit_heads,
+        mlp_ratio=architecture.vit_mlp_ratio,
+        norm_layer="LayerNorm",
+        drop_path_rate=_DROPOUT,
+        qkv_bias=True,
+        use_abs_pos=True,
+        tile_abs_pos=True,
+        global_att_blocks=architecture.vit_global_blocks,
+        rel_pos_blocks=(),
+        use_rope=True,
+        use_interp_rope=True,
+        window_size=architecture.vit_window,
+        pretrain_use_cls_token=True,
+        retain_cls_token=False,
+        ln_pre=True,
+        ln_post=False,
+        return_interm_layers=False,
+        bias_patch_embed=False,
+    )
+    return Sam3DualViTDetNeck(
+        position_encoding=_position_table(architecture.width),
+        d_model=architecture.width,
+        scale_factors=[4.0, 2.0, 1.0, 0.5],
+        trunk=vit,
+        add_sam2_neck=True,
+    )
+
+
+def _text_encoder(architecture: Architecture) -> VETextEncoder:
+    return VETextEncoder(
+        tokenizer=SimpleTokenizer(bpe_path=str(vocabulary_path())),
+        d_model=architecture.width,
+        width=architecture.text_width,
+        heads=architecture.text_heads,
+        layers=architecture.text_layers,
+        context_length=architecture.text_context,
+        vocab_size=architecture.text_vocabulary,
+    )
+
+
+def _detector_encoder(architecture: Architecture) -> TransformerEncoderFusion:
+    layer = TransformerEncoderLayer(
+        activation="relu",
+        d_model=architecture.width,
+        dim_feedforward=architecture.ffn_width,
+        dropout=_DROPOUT,
+        pos_enc_at_attn=True,
+        pos_enc_at_cross_attn_keys=False,
+        pos_enc_at_cross_attn_queries=False,
+        pre_norm=True,
+        self_attention=_attention(architecture, batch_first=True),
+        cross_attention=_attention(architecture, batch_first=True),
+    )
+    return TransformerEncoderFusion(
+        layer=layer,
+        num_layers=architecture.encoder_layers,
+        d_model=architecture.width,
+        num_feature_levels=1,
+        frozen=False,
+        use_act_checkpoint=True,
+        add_pooled_text_to_img_feat=False,
+        pool_text_with_mask=True,
+    )
+
+
+def _detector_decoder(architecture: Architecture) -> TransformerDecoder:
+    layer = TransformerDecoderLayer(
+        activation="relu",
+        d_model=architecture.width,
+        dim_feedforward=architecture.ffn_width,
+        dropout=_DROPOUT,
+        cross_attention=_attention(architecture, batch_first=False),
+        n_heads=architecture.heads,
+        use_text_cross_attention=True,
+    )
+    return TransformerDecoder(
+        layer=layer,
+        num_layers=architecture.decoder_layers,
+        num_queries=architecture.queries,
+        return_intermediate=True,
+        box_refine=True,
+        num_o2m_queries=0,
+        dac=True,
+        boxRPB="log",
+        d_model=architecture.width,
+        frozen=False,
+        interaction_layer=None,
+        dac_use_selfatt_ln=True,
+        resolution=architecture.resolution,
+        stride=architecture.patch_size,
+        use_act_checkpoint=True,
+        presence_token=True,
+    )
+
+
+def _phrase_scoring(architecture: Architecture) -> DotProductScoring:
+    width = architecture.width
+    prompt_mlp = MLP(
+        input_dim=width,
+        hidden_dim=architecture.ffn_width,
+        output_dim=width,
+        num_layers=2,
+        dropout=_DROPOUT,
+        residual=True,
+        out_norm=torch.nn.LayerNorm(width),
+    )
+    return DotProductScoring(d_model=width, d_proj=width, prompt_mlp=prompt_mlp)
+
+
+def _segmentation_head(architecture: Architecture) -> UniversalSegmentationHead:
+    pixel_decoder = PixelDecoder(
+        num_upsampling_stages=architecture.pixel_decoder_stages,
+        interpolation_mode="nearest",
+        hidden_dim=architecture.width,
+    )
+    return UniversalSegmentationHead(
+        hidden_dim=architecture.width,
+        upsampling_stages=architecture.pixel_decoder_stages,
+        aux_masks=False,
+        presence_head=False,
+        dot_product_scorer=None,
+        act_ckpt=True,
+        cross_attend_prompt=_attention(architecture, batch_first=False, dropout=0),
+        pixel_decoder=pixel_decoder,
+    )
+
+
+def _geometry_encoder(architecture: Architecture) -> SequenceGeometryEncoder:
+    layer = TransformerEncoderLayer(
+        activation="relu",
+        d_model=architecture.width,
+        dim_feedforward=architecture.ffn_width,
+        dropout=_DROPOUT,
+        pos_enc_at_attn=False,
+        pre_norm=True,
+        self_attention=_attention(architecture, batch_first=False),
+        pos_enc_at_cross_attn_queries=False,
+        pos_enc_at_cross_attn_keys=True,
+        cross_attention=_attention(architecture, batch_first=False),
+    )
+    return SequenceGeometryEncoder(
+        pos_enc=_position_table(architecture.width),
+        encode_boxes_as_points=False,
+        points_direct_project=True,
+        points_pool=True,
+        points_pos_enc=True,
+        boxes_direct_project=True,
+        boxes_pool=True,
+        boxes_pos_enc=True,
+        d_model=architecture.width,
+        num_layers=architecture.geometry_layers,
+        layer=layer,
+        use_act_ckpt=True,
+        add_cls=True,
+        add_post_encode_proj=True,
+    )
+
+
+def _interactive_predictor(architecture: Architecture) -> SAM3InteractiveImagePredictor:
+    tracker = _Tracker(
+        architecture,
+        image_size=architecture.resolution,
+        num_maskmem=7,
+        backbone=None,
+        backbone_stride=architecture.patch_size,
+        transformer=_memory_transformer(architecture),
+        maskmem_backbone=_memory_encoder(architecture),
+        multimask_output_in_sam=True,
+        forward_backbone_per_frame_for_eval=True,
+        trim_past_non_cond_mem_for_eval=False,
+        multimask_output_for_tracking=True,
+        multimask_min_pt_num=0,
+        multimask_max_pt_num=1,
+        always_start_from_first_ann_frame=False,
+        non_overlap_masks_for_mem_enc=False,
+        non_overlap_masks_for_output=False,
+        max_cond_frames_in_attn=4,
+        offload_output_to_cpu_for_eval=False,
+        sam_mask_decoder_extra_args={
+            "dynamic_multimask_via_stability": True,
+            "dynamic_multimask_stability_delta": 0.05,
+            "dynamic_multimask_stability_thresh": 0.98,
+        },
+        clear_non_cond_mem_around_input=True,
+        fill_hole_area=0,
+        use_memory_selection=False,
+    )
+    tracker.bf16_context.__exit__(None, None, None)  # the package enters a CUDA autocast and never leaves it
+    predictor = SAM3InteractiveImagePredictor(tracker, max_hole_area=architecture.fill_hole_area)
+    grid = architecture.grid
+    predictor._bb_feat_sizes = [(4 * grid, 4 * grid), (2 * grid, 2 * grid), (grid, grid)]
+    return predictor
+
+
+class _Tracker(Sam3TrackerPredictor):
+    """The package's tracker; the sizes that are literals in its ``_build_sam_heads`` come from an architecture."""
+
+    def __init__(self, architecture: Architecture, **options: object) -> None:
+        self._architecture = architecture
+        super().__init__(**options)
+
+    def _build_sam_heads(self) -> None:
+        super()._build_sam_heads()
+        sizes, decoder = self._architecture, self.sam_mask_decoder
+        decoder.transformer = TwoWayTransformer(
+            depth=sizes.mask_decoder_depth,
+            embedding_dim=sizes.width,
+            mlp_dim=sizes.mask_decoder_ffn_width,
+            num_heads=sizes.mask_decoder_heads,
+            attention_downsample_rate=sizes.mask_decoder_downsample,
+        )
+        decoder.iou_prediction_head = MaskDecoderMLP(
+            sizes.width, sizes.iou_head_width, decoder.num_mask_tokens, 3, sigmoid_output=True
+        )
+
+
+def _memory_transformer(architecture: Architecture) -> TransformerWrapper:
+    sizes = {"embedding_dim": architecture.width, "num_heads": 1, "feat_sizes": [architecture.grid, architecture.grid]}
+    options = {
+        "downsample_rate": 1,
+        "dropout": _DROPOUT,
+        "rope_theta": 10000.0,
+        "use_fa3": False,
+        "use_rope_real": False,
+    }
+    layer = TransformerDecoderLayerv2(
+        cross_attention_first=False,
+        activation="relu",
+        dim_feedforward=architecture.ffn_width,
+        dropout=_DROPOUT,
+        pos_enc_at_attn=False,
+        pre_norm=True,
+        self_attention=RoPEAttention(**sizes, **options),
+        d_model=architecture.width,
+        pos_enc_at_cross_attn_keys=True,
+        pos_enc_at_cross_attn_queries=False,
+        cross_attention=RoPEAttention(**sizes, **options, kv_in_dim=architecture.memory_width, rope_k_repeat=True),
+    )
+    encoder = TransformerEncoderCrossAttention(
+        remove_cross_attention_layers=[],
+        batch_first=True,
+        d_model=architecture.width,
+        frozen=False,
+        pos_enc_at_input=True,
+        layer=layer,
+        num_layers=architecture.memory_layers,
+        use_act_checkpoint=False,
+    )
+    return TransformerWrapper(encoder=encoder, decoder=None, d_model=architecture.width)
+
+
+def _memory_encoder(architecture: Architecture) -> SimpleMaskEncoder:
+    mask_side = 16 * architecture.grid
+    fuser_layer = CXBlock(
+        dim=architecture.width, kernel_size=7, padding=3, layer_scale_init_value=1e-6, use_dwconv=True
+    )
+    return SimpleMaskEncoder(
+        out_dim=architecture.memory_width,
+        in_dim=architecture.width,
+        position_encoding=_position_table(architecture.memory_width),
+        mask_downsampler=SimpleMaskDownSampler(
+            embed_dim=architecture.width, kernel_size=3, stride=2, padding=1, interpol_size=[mask_side, mask_side]
+        ),
+        fuser=SimpleFuser(layer=fuser_layer, num_layers=architecture.memory_fuser_layers),
+    )

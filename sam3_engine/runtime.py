@@ -1,0 +1,196 @@
+"""Device, precision, and a host process left as it was found.
+
+The sam3 package was written for a process of its own on a CUDA machine. It asks for the device "cuda" in places, enters
+an autocast that it never leaves, and flips switches of torch and logging that belong to the whole process. Everything
+that imports, builds or runs it does so inside the context managers of this module.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+
+def cuda_present() -> bool:
+    """Whether a CUDA device is visible to this process. Asks the driver; does not import torch."""
+    library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        driver = ctypes.CDLL(library)
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
+def choose_device(cuda: bool) -> torch.device:
+    """The device to run on: CUDA if wanted and usable, else the CPU; a warning is logged if it was wanted in vain."""
+    import torch
+
+    if cuda and torch.cuda.is_available():
+        return torch.device("cuda")
+    if cuda:
+        logger.warning("cuda is True, but torch finds no usable CUDA device: running on the CPU.")
+    return torch.device("cpu")
+
+
+def choose_precision(device: torch.device) -> torch.dtype:
+    """The dtype to run on ``device``: bfloat16 where it is native, else float16 on GPUs and float32 on CPUs."""
+    import torch
+
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float16
+    capabilities = torch.cpu.get_capabilities()
+    native = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return torch.bfloat16 if native else torch.float32
+
+
+@contextlib.contextmanager
+def importing_sam3() -> Iterator[None]:
+    """While sam3's modules are imported: keeps TF32 flags, warnings filters and the root logger's handlers."""
+    handlers = list(logging.root.handlers)
+    with _float32_precision_kept(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logging.root.handlers[:] = handlers
+
+
+@contextlib.contextmanager
+def building_network(device: torch.device, *, without_weights: bool) -> Iterator[None]:
+    """While sam3's classes are instantiated: what they make is on ``device``; random states and autocast are kept.
+
+    Args:
+        device: where buffers and precomputed tables go, whatever device the package names.
+        without_weights: make every ``torch.empty`` tensor, which means every large parameter, on the meta device, so
+            that it takes no memory and no time until a checkpoint is assigned.
+    """
+    import torch
+
+    with (
+        _SWITCHES.kept(),
+        warnings.catch_warnings(),
+        torch.random.fork_rng(devices=[]),
+        torch.autocast(device.type, enabled=False),
+        _package_defaults(),
+        _redirection(device, empty_on_meta=without_weights),
+    ):
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def inference(device: torch.device, precision: torch.dtype) -> Iterator[None]:
+    """While a network runs: inference mode, autocast to ``precision``, everything on ``device``."""
+    import torch
+
+    with (
+        _SWITCHES.kept(),
+        torch.inference_mode(),
+        torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32),
+        _package_defaults(),
+        _redirection(device) if device.type != "cuda" else contextlib.nullcontext(),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _float32_precision_kept() -> Iterator[None]:
+    import torch
+
+    # the order matters: set_float32_matmul_precision() writes to the switches after it
+    matmul_precision = torch.get_float32_matmul_precision()
+    backends: Any = torch.backends
+    switches = (
+        backends.cudnn,
+        backends.cudnn.conv,
+        backends.cudnn.rnn,
+        backends.cuda.matmul,
+        backends.mkldnn.matmul,
+    )
+    values = [switch.fp32_precision for switch in switches]
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matmul_precision)
+        for switch, value in zip(switches, values, strict=True):
+            switch.fp32_precision = value
+
+
+def _redirection(device: torch.device, *, empty_on_meta: bool = False) -> contextlib.AbstractContextManager[Any]:
+    """A mode in which torch calls of this thread that name a CUDA device mean ``device`` instead."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class Redirection(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
+            if func is torch.Tensor.pin_memory and device.type != "cuda":
+                return args[0]
+            if empty_on_meta and func is torch.empty:
+                kwargs = {**kwargs, "device": "meta"}
+            elif kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "cuda":
+                kwargs = {**kwargs, "device": device}
+            return func(*args, **kwargs)
+
+    return Redirection()
+
+
+def _package_defaults() -> contextlib.AbstractContextManager[Any]:
+    """The default device that sam3 counts on, the CPU, if the host has chosen another (this thread only)."""
+    import torch
+
+    cpu = torch.device("cpu")
+    return contextlib.nullcontext() if torch.get_default_device() == cpu else cpu
+
+
+class _Switches:
+    """Keeps the process-wide switches of torch that sam3 sets (attention kernels) or counts on (default dtype).
+
+    Calls may overlap in several threads: the first to come in notes the switches, the last to go out restores them.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running = 0
+        self._restore = contextlib.ExitStack()
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        with self._lock:
+            if self._running == 0:
+                self._note()
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running -= 1
+                if self._running == 0:
+                    self._restore.close()
+
+    def _note(self) -> None:
+        import torch
+        from torch.backends import cuda
+
+        self._restore.callback(cuda.enable_flash_sdp, cuda.flash_sdp_enabled())
+        self._restore.callback(cuda.enable_math_sdp, cuda.math_sdp_enabled())
+        self._restore.callback(cuda.enable_mem_efficient_sdp, cuda.mem_efficient_sdp_enabled())
+        if torch.get_default_dtype() != torch.float32:
+            self._restore.callback(torch.set_default_dtype, torch.get_default_dtype())
+            torch.set_default_dtype(torch.float32)
+
+
+_SWITCHES = _Switches()

@@ -1,0 +1,61 @@
+"""What the tests share: small and full-size networks of random weights, the plugin in a real registry, a photograph."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ikomia.dataprocess.registry import ik_registry
+from ikomia.dataprocess.workflow import Workflow
+from sklearn.datasets import load_sample_image
+
+from demo.random_weights import SMALL, full_size_checkpoint, write_random_checkpoint
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PLUGIN = "infer_segment_anything_3"
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory) -> Path:
+    """A network of small sizes. Its seed is one whose masks are neither full nor empty, so that they can disagree."""
+    path = tmp_path_factory.mktemp("weights") / "small_random.pt"
+    write_random_checkpoint(path, SMALL, seed=47)
+    return path
+
+
+@pytest.fixture(scope="session")
+def full_checkpoint() -> Path:
+    """A network of SAM 3's own sizes."""
+    return full_size_checkpoint()
+
+
+@pytest.fixture(scope="session")
+def photograph() -> np.ndarray:
+    """(427, 640, 3) uint8 RGB."""
+    return load_sample_image("china.jpg")
+
+
+@pytest.fixture(scope="session")
+def plugins_directory(tmp_path_factory) -> Path:
+    """A folder of plugins that holds this checkout, as a link, and that Ikomia's registry looks in."""
+    directory = tmp_path_factory.mktemp("plugins")
+    (directory / "Python").mkdir()
+    (directory / "Python" / PLUGIN).symlink_to(REPOSITORY, target_is_directory=True)
+    ik_registry.set_plugins_directory(f"{directory}/")
+    return directory
+
+
+@pytest.fixture
+def workflow(plugins_directory) -> Workflow:
+    """A workflow with the plugin as its only task, with default parameters."""
+    made = Workflow()
+    made.add_task(name=PLUGIN, auto_connect=True)
+    return made
+
+
+@pytest.fixture
+def algorithm(workflow, small_checkpoint):
+    """The plugin in ``workflow``, on the small network and the CPU."""
+    task = workflow.find_task(PLUGIN)
+    task = task[0] if isinstance(task, list) else task
+    workflow.set_parameters({"model_weight_file": small_checkpoint, "cuda": False}, task_obj=task)
+    return task
