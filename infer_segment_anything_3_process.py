@@ -79,11 +79,14 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
             ValueError: a prompt, the image or the checkpoint cannot be used; the message says why.
             RuntimeError: the weights cannot be had; the message says what to do.
         """
-        self.begin_task_run()
         self._set_mask_count(1)
+        super().init_long_process()  # else the framework calls ours, and a run without a prompt needs no model
+        self.begin_task_run()
         self.forward_input_image(0, 0)
         settings = self.get_param_object().settings
         image = self.get_input(0).get_image()
+        if image is None:
+            raise ValueError("No image at the first input: nothing is connected to it, or the file cannot be read.")
         height, width = image.shape[:2]
         prompt = settings.prompt(self._drawn_prompt())
 
@@ -169,20 +172,20 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
             self._write_mask(index + 1, segment.mask.astype(np.uint8), [segment.label], description, first_colour=index)
 
     def _set_mask_count(self, count):
-        """Leave exactly ``count`` mask outputs, all empty."""
+        """Leave exactly ``count`` mask outputs, all empty.
+
+        They are new objects: an old one would write its next mask into the arrays that users hold of the last run.
+        """
         while self.get_output_count() > 1 + count:
             self.remove_output(self.get_output_count() - 1)
-        while self.get_output_count() < 1 + count:
-            self.add_output(dataprocess.CSemanticSegmentationIO())
         for index in range(1, 1 + count):
-            output = self.get_output(index)
-            output.clear_data()
-            output.description = ""
+            output = dataprocess.CSemanticSegmentationIO()
+            output.auto_save = self.get_output(0).auto_save
+            self.set_output(output, index)
 
     def _write_mask(self, index, mask, object_names, description, first_colour=0):
         """Fill a mask output; pixel value k is the k-th of ``object_names``, 0 is background."""
         output = self.get_output(index)
-        output.clear_data()  # the framework checks names against the colours of before
         output.set_class_names(["background", *object_names])
         output.set_class_colors(
             [_BACKGROUND_COLOUR, *(_object_colour(first_colour + offset) for offset in range(len(object_names)))]

@@ -55,7 +55,7 @@ def full_size_checkpoint() -> Path:
     if not FULL_SIZE_FILE.exists():
         FULL_SIZE_FILE.parent.mkdir(exist_ok=True)
         unfinished = FULL_SIZE_FILE.with_suffix(".unfinished")
-        write_random_checkpoint(unfinished, Architecture())
+        write_random_checkpoint(unfinished, Architecture(), seed=1)
         unfinished.rename(FULL_SIZE_FILE)
     return FULL_SIZE_FILE
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-import sam3.perflib.connected_components  # noqa: F401 - else sam3 imports it, with side effects, during a prediction
+# the package imports these two during a prediction, with side effects on logging and warnings: here they are kept
+import sam3.perflib.connected_components  # noqa: F401
+import skimage.measure  # noqa: F401
 import torch
 from sam3.model.decoder import (
     TransformerDecoder,
@@ -71,9 +73,9 @@ def build_network(architecture: Architecture, device: torch.device, *, without_w
             inst_interactive_predictor=_interactive_predictor(architecture),
             matcher=None,
         )
-    # not a parameter, yet made with torch.empty
-    text_transformer = network.backbone.language_backbone.encoder
-    text_transformer.attn_mask = text_transformer.build_causal_mask().to(device)
+    with building_network(device, without_weights=False):  # no parameter, yet made with torch.empty
+        text_transformer = network.backbone.language_backbone.encoder
+        text_transformer.attn_mask = text_transformer.build_causal_mask().to(device)
     return network.eval()
 
 

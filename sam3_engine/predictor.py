@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from torchvision.transforms.v2 import functional
 
 from .images import as_rgb8
 from .model import Model
@@ -25,6 +24,7 @@ from .runtime import importing_sam3
 
 with importing_sam3():
     from sam3.model.sam3_image_processor import Sam3Processor
+    from torchvision.transforms.v2 import functional
 
 _BOXES_PER_PASS = 16  # bounds the memory of the mask decoder
 
@@ -48,7 +48,7 @@ class Segment:
     """One segmented object.
 
     Attributes:
-        mask_logits: (h, w) float32 at the network's mask resolution, covering the whole image; above 0 is object.
+        mask_logits: (h, w) at the network's mask resolution, covering the whole image, in the dtype it came in.
         width, height: of the source image, in pixels.
         score: 0..1. Text: how sure SAM 3 is of the instance. Points and boxes: its estimate of the mask's IoU.
         label: the phrase, or "object".
@@ -67,8 +67,9 @@ class Segment:
         """(height, width) bool, at source size. Computed at every call, so that many segments take little memory."""
         logits = self.mask_logits[None, None]
         size = (self.height, self.width)
-        at_source_size = torch.nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False)
-        return (at_source_size[0, 0] > 0).cpu().numpy()
+        at_source_size = torch.nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False)[0, 0]
+        # as the package does, in the network's dtype: in bfloat16, logits next to 0 would else change sides
+        return (at_source_size.sigmoid_() > 0.5).cpu().numpy()
 
     @property
     def box(self) -> Box:
@@ -162,7 +163,7 @@ class Predictor:
         return [
             Segment(logits, embedding.width, embedding.height, score, phrase, tuple(box))
             for logits, score, box in zip(
-                outputs["pred_masks"][0, kept].float(), scores[kept].tolist(), boxes.tolist(), strict=True
+                outputs["pred_masks"][0, kept], scores[kept].tolist(), boxes.tolist(), strict=True
             )
         ]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import logging
 import sys
 import threading
@@ -101,6 +102,7 @@ def inference(device: torch.device, precision: torch.dtype) -> Iterator[None]:
         torch.inference_mode(),
         torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32),
         _package_defaults(),
+        _full_thread_teams(),
         _redirection(device) if device.type != "cuda" else contextlib.nullcontext(),
     ):
         yield
@@ -146,6 +148,35 @@ def _redirection(device: torch.device, *, empty_on_meta: bool = False) -> contex
             return func(*args, **kwargs)
 
     return Redirection()
+
+
+@contextlib.contextmanager
+def _full_thread_teams() -> Iterator[None]:
+    """While torch computes: OpenMP teams have all the threads asked for (this thread only).
+
+    Importing ikomia switches OpenMP's dynamic adjustment on, and then a machine under load gives smaller teams. The
+    bfloat16 products of oneDNN do not reckon with that: they leave the missing threads' part of the result unwritten.
+    """
+    openmp = _openmp()
+    adjusted = openmp.omp_get_dynamic() if openmp else 0
+    if not adjusted:
+        yield
+        return
+    openmp.omp_set_dynamic(0)
+    try:
+        yield
+    finally:
+        openmp.omp_set_dynamic(adjusted)
+
+
+@functools.cache
+def _openmp() -> Any:
+    """The OpenMP runtime that torch uses, None if it has none."""
+    import torch
+
+    # on Linux a symbol is looked up in the dependencies too, so this finds the runtime whatever its file is called
+    library = ctypes.CDLL("libiomp5md.dll" if sys.platform == "win32" else torch._C.__file__)
+    return library if hasattr(library, "omp_set_dynamic") else None
 
 
 def _package_defaults() -> contextlib.AbstractContextManager[Any]:

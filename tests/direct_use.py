@@ -1,0 +1,68 @@
+"""SAM 3 used directly, as the sam3 package documents it: the reference that the plugin has to agree with."""
+
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import torch
+
+from sam3_engine.model import Sam3Image
+from sam3_engine.network import vocabulary_path
+from sam3_engine.runtime import building_network, importing_sam3, inference
+
+with importing_sam3():
+    from sam3.model.sam3_image_processor import Sam3Processor
+    from sam3.model_builder import build_sam3_image_model
+
+CPU = torch.device("cpu")
+
+
+class DirectUse:
+    """The package's own calls on one image: ``set_image``, then ``set_text_prompt`` or ``predict_inst``."""
+
+    def __init__(self, network: Sam3Image, precision: torch.dtype, image: np.ndarray) -> None:
+        self._network = network
+        self._precision = precision
+        self._resolution = network.inst_interactive_predictor.model.image_size
+        with inference(CPU, precision):
+            self._state = Sam3Processor(network, self._resolution, device="cpu").set_image(PIL.Image.fromarray(image))
+
+    def text(self, phrase: str, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+        """Masks (instances, H, W) bool and scores (instances,), by falling score."""
+        with inference(CPU, self._precision):
+            processor = Sam3Processor(self._network, self._resolution, device="cpu", confidence_threshold=threshold)
+            processor.reset_all_prompts(self._state)
+            found = processor.set_text_prompt(phrase, self._state)
+        order = found["scores"].float().argsort(descending=True, stable=True)
+        return found["masks"][order, 0].numpy(), found["scores"][order].float().numpy()
+
+    def geometry(self, multimask: bool, **prompt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Masks (objects, candidates, H, W) bool and scores (objects, candidates), candidates by falling score."""
+        with inference(CPU, self._precision):
+            masks, scores, _ = self._network.predict_inst(self._state, multimask_output=multimask, **prompt)
+        masks, scores = np.atleast_3d(masks).astype(bool), np.atleast_2d(scores)
+        masks = masks.reshape(*scores.shape, *masks.shape[-2:])
+        order = np.argsort(-scores, axis=1, kind="stable")
+        return np.take_along_axis(masks, order[:, :, None, None], axis=1), np.take_along_axis(scores, order, axis=1)
+
+
+def full_size_network(checkpoint: Path) -> Sam3Image:
+    """The package's own network with the package's own way of loading a checkpoint."""
+    with building_network(CPU, without_weights=False):
+        network = build_sam3_image_model(
+            bpe_path=str(vocabulary_path()),
+            device="cpu",
+            checkpoint_path=str(checkpoint),
+            load_from_HF=False,
+            enable_inst_interactivity=True,
+        )
+        network.inst_interactive_predictor.model.bf16_context.__exit__(None, None, None)
+    return network
+
+
+def label_map(masks: np.ndarray) -> np.ndarray:
+    """(H, W) uint8 from masks (instances, H, W), best first: k for the k-th, the earlier one on top."""
+    painted = np.zeros(masks.shape[-2:], np.uint8)
+    for number in range(len(masks), 0, -1):
+        painted[masks[number - 1]] = number
+    return painted

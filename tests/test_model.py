@@ -1,0 +1,202 @@
+"""Checkpoints are loaded whole or not at all, and a model is shared by all who want the same."""
+
+import gc
+import os
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from demo.random_weights import SMALL, write_random_checkpoint
+from sam3_engine.model import CheckpointError, checkpoint_contents, load_model, shared_model
+from sam3_engine.predictor import Predictor
+from sam3_engine.prompts import GeometricPrompt, TextPrompt
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def contents(small_checkpoint):
+    return torch.load(small_checkpoint, weights_only=True)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Writes anything as a checkpoint and gives back its path."""
+
+    def save(anything):
+        path = tmp_path / "checkpoint.pt"
+        torch.save(anything, path)
+        return path
+
+    return save
+
+
+def test_a_checkpoint_is_loaded_tensor_for_tensor(small_checkpoint, contents):
+    model = load_model(small_checkpoint, CPU)
+    loaded = checkpoint_contents(model.network, SMALL)["model"]
+    assert loaded.keys() == contents["model"].keys()
+    for name, tensor in contents["model"].items():
+        assert torch.equal(loaded[name], tensor), name
+    assert not any(parameter.is_meta or parameter.requires_grad for parameter in model.network.parameters())
+
+
+def test_tensors_need_no_wrapper(saved, contents, small_checkpoint):
+    """Meta's file holds them at the top; training code often puts them under "model"."""
+    flat = {**contents["model"], "architecture": contents["architecture"]}
+    loaded, reference = load_model(saved(flat), CPU), load_model(small_checkpoint, CPU)
+    for name, tensor in reference.network.state_dict().items():
+        assert torch.equal(loaded.network.state_dict()[name], tensor), name
+
+
+def test_tensors_of_other_float_types_are_converted_and_complex_tables_kept(saved, contents, small_checkpoint):
+    halved = {name: t if t.is_complex() else t.half() for name, t in contents["model"].items()}
+    loaded, reference = load_model(saved({**contents, "model": halved}), CPU), load_model(small_checkpoint, CPU)
+    for name, tensor in reference.network.state_dict().items():
+        found = loaded.network.state_dict()[name]
+        assert found.dtype == tensor.dtype, name
+        assert torch.allclose(found, tensor, atol=1e-2), name
+
+
+def without(tensors, part):
+    return {name: tensor for name, tensor in tensors.items() if part not in name}
+
+
+def first(tensors, part):
+    return next(name for name in tensors if part in name)
+
+
+def reshaped(tensors):
+    name = first(tensors, "bias")
+    return {**tensors, name: torch.zeros(tensors[name].numel() + 1)}
+
+
+def real_instead_of_complex(tensors):
+    name = next(name for name, tensor in tensors.items() if tensor.is_complex())
+    return {**tensors, name: tensors[name].real.clone()}
+
+
+def whole_numbers(tensors):
+    name = first(tensors, "bias")
+    return {**tensors, name: torch.zeros(tensors[name].shape, dtype=torch.int64)}
+
+
+BAD_TENSORS = {
+    "a tensor missing": (lambda t: without(t, first(t, "bias")), "1 tensors are missing"),
+    "half of the model missing": (lambda t: without(t, "tracker."), "tensors are missing"),
+    "a tensor too many": (lambda t: {**t, "detector.extra": torch.zeros(1)}, "detector|extra"),
+    "a tensor of another shape": (reshaped, "not of shape"),
+    "a complex table read as real": (real_instead_of_complex, "not torch.complex64"),
+    "whole numbers": (whole_numbers, "torch.int64"),
+    "no tensor at all": (lambda t: {**t, first(t, "bias"): "text"}, "str, not of shape"),
+    "another network": (lambda t: {"layer1.weight": torch.zeros(3)}, "begins with 'detector.'"),
+    "SAM 3.1": (lambda t: {"tracker.model.interactive_sam.weight": torch.zeros(3)}, "SAM 3.1 'multiplex'"),
+    "nothing": (lambda t: {}, "begins with 'detector.'"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_TENSORS)
+def test_tensors_that_do_not_fit_are_refused(saved, contents, kind):
+    spoil, message = BAD_TENSORS[kind]
+    path = saved({**contents, "model": spoil(contents["model"])})
+    with pytest.raises(CheckpointError, match=message) as refused:
+        load_model(path, CPU)
+    assert str(path) in str(refused.value)
+
+
+def test_a_small_checkpoint_without_its_architecture_does_not_fit_sam3(saved, contents):
+    with pytest.raises(CheckpointError, match="missing|not of shape"):
+        load_model(saved(contents["model"]), CPU)
+
+
+@pytest.mark.parametrize(
+    "spoilt", [{}, None, "large", {"resolution": 10**12}, {**SMALL.to_dict(), "resolution": 113}, [1, 2]]
+)
+def test_an_impossible_architecture_is_refused(saved, contents, spoilt):
+    with pytest.raises(CheckpointError, match="architecture"):
+        load_model(saved({**contents, "architecture": spoilt}), CPU)
+
+
+@pytest.mark.parametrize("contents", [[1, 2, 3], 7, {"model": [1]}])
+def test_files_of_something_else_are_refused(saved, contents):
+    with pytest.raises(CheckpointError, match="not named tensors"):
+        load_model(saved(contents), CPU)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 1000, 0.5, 0.999])
+def test_a_truncated_file_is_refused(small_checkpoint, tmp_path, kept):
+    data = small_checkpoint.read_bytes()
+    part = tmp_path / "part.pt"
+    part.write_bytes(data[: kept if isinstance(kept, int) else int(kept * len(data))])
+    with pytest.raises(CheckpointError, match="only the beginning"):
+        load_model(part, CPU)
+
+
+class Intruder:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, evidence):
+        self.evidence = str(evidence)
+
+    def __reduce__(self):
+        return (os.mkdir, (self.evidence,))
+
+
+@pytest.mark.parametrize("container", ["torch", "pickle"])
+def test_code_in_a_file_is_not_run(tmp_path, container):
+    path, evidence = tmp_path / "evil.pt", tmp_path / "evidence"
+    if container == "torch":
+        torch.save({"model": Intruder(evidence)}, path)
+    else:
+        path.write_bytes(pickle.dumps(Intruder(evidence)))
+    with pytest.raises(CheckpointError):
+        load_model(path, CPU)
+    assert not evidence.exists()
+
+
+def test_a_model_is_loaded_once_and_freed_with_its_last_user(small_checkpoint):
+    first_user, second_user = shared_model(small_checkpoint, CPU), shared_model(small_checkpoint, CPU)
+    assert first_user is second_user
+    identity = id(first_user.network)
+    del first_user, second_user
+    gc.collect()
+    assert not any(id(thing) == identity for thing in gc.get_objects() if isinstance(thing, torch.nn.Module))
+
+
+def test_a_changed_file_is_a_new_model(small_checkpoint, tmp_path):
+    path = tmp_path / "changing.pt"
+    shutil.copy(small_checkpoint, path)
+    before = shared_model(path, CPU)
+    replacement = tmp_path / "replacement.pt"
+    write_random_checkpoint(replacement, SMALL, seed=1)
+    replacement.replace(path)
+    assert shared_model(path, CPU) is not before
+
+
+def test_two_threads_that_ask_at_once_get_one_model(small_checkpoint):
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(4) as pool:
+        models = list(pool.map(lambda _: shared_model(small_checkpoint, CPU), range(4)))
+    assert all(model is models[0] for model in models)
+
+
+def test_random_weights_are_the_same_for_the_same_seed(tmp_path):
+    for name in ("a.pt", "b.pt"):
+        write_random_checkpoint(tmp_path / name, SMALL, seed=3)
+    a, b = (torch.load(tmp_path / name, weights_only=True)["model"] for name in ("a.pt", "b.pt"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert all(torch.isfinite(torch.view_as_real(t) if t.is_complex() else t).all() for t in a.values())
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_every_precision_answers_alike(small_checkpoint, photograph, precision):
+    reference = Predictor(load_model(small_checkpoint, CPU, torch.float32))
+    predictor = Predictor(load_model(small_checkpoint, CPU, precision))
+    for prompt in (GeometricPrompt(points=((210, 150),), point_labels=(1,)), TextPrompt("shoe")):
+        wanted = reference.segment(reference.encode_image(photograph), prompt, confidence_threshold=0)[0]
+        found = predictor.segment(predictor.encode_image(photograph), prompt, confidence_threshold=0)[0]
+        assert found.score == pytest.approx(wanted.score, abs=0.02)
+        assert np.mean(found.mask == wanted.mask) > 0.8

@@ -1,0 +1,111 @@
+"""One assembly path: at SAM 3's own sizes the network is the package's own, and small ones are built the same way."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from demo.random_weights import SMALL
+from sam3_engine.model import Architecture, build_network
+from sam3_engine.network import vocabulary_path
+from sam3_engine.runtime import building_network, importing_sam3
+
+with importing_sam3():
+    from sam3.model_builder import build_sam3_image_model
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def ours():
+    return build_network(Architecture(), CPU, without_weights=True)
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    with building_network(CPU, without_weights=True):
+        network = build_sam3_image_model(
+            bpe_path=str(vocabulary_path()), device="cpu", load_from_HF=False, enable_inst_interactivity=True
+        )
+        network.inst_interactive_predictor.model.bf16_context.__exit__(None, None, None)
+    return network
+
+
+def test_the_default_has_the_packages_parameters_and_buffers(ours, theirs):
+    def shapes(tensors):
+        return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors}
+
+    assert shapes(ours.named_parameters()) == shapes(theirs.named_parameters())
+    assert shapes(ours.named_buffers()) == shapes(theirs.named_buffers())
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert sum(parameter.numel() for parameter in ours.parameters()) == 860_055_224
+
+
+def test_the_default_has_the_packages_modules_with_the_same_settings(ours, theirs):
+    """Heads, windows, strides, dropouts: whatever a module holds as a plain value."""
+
+    def settings(network):
+        return {
+            name: {key: value for key, value in vars(module).items() if is_plain(value)}
+            for name, module in network.named_modules()
+        }
+
+    mine, reference = settings(ours), settings(theirs)
+    assert mine.keys() == reference.keys()
+    differing = {name for name in reference if mine[name] != reference[name]}
+    assert differing == set()
+
+
+def is_plain(value):
+    if isinstance(value, list | tuple):
+        return all(is_plain(item) for item in value)
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def test_the_default_has_the_packages_tables(ours, theirs):
+    """Buffers that are computed when the network is built, among them the complex ones."""
+    mine, reference = dict(ours.named_buffers()), dict(theirs.named_buffers())
+    real = [name for name, buffer in reference.items() if not buffer.is_meta and "gaussian" not in name]
+    assert any(reference[name].is_complex() for name in real)
+    for name in real:
+        assert torch.equal(mine[name], reference[name]), name
+
+
+def test_without_weights_only_small_parameters_take_memory(ours):
+    made = sum(parameter.numel() for parameter in ours.parameters() if not parameter.is_meta)
+    assert made < 2e6
+    assert not any(buffer.is_meta for buffer in ours.buffers())
+
+
+def test_a_small_network_has_the_sizes_asked_for():
+    network = build_network(SMALL, CPU)
+    assert sum(parameter.numel() for parameter in network.parameters()) < 2e6
+    assert network.inst_interactive_predictor.model.low_res_mask_size == 4 * SMALL.grid
+    assert network.transformer.decoder.num_queries == SMALL.queries
+    assert not network.training
+    assert not any(tensor.is_meta for tensor in network.state_dict().values())
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"resolution": 1000},
+        {"queries": 0},
+        {"width": -1},
+        {"heads": True},
+        {"vit_depth": 10**9},
+        {"vit_mlp_ratio": float("nan")},
+        {"vit_global_blocks": (7, 40)},
+        {"fill_hole_area": -1},
+        {"text_width": "1024"},
+    ],
+)
+def test_impossible_sizes_are_refused(sizes):
+    with pytest.raises(ValueError, match=list(sizes)[0]):
+        dataclasses.replace(Architecture(), **sizes)
+
+
+def test_an_architecture_survives_being_saved():
+    assert Architecture.from_dict(SMALL.to_dict()) == SMALL
+    with pytest.raises(ValueError, match="names"):
+        Architecture.from_dict({"resolution": 1008})

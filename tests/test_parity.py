@@ -1,0 +1,101 @@
+"""The plugin's masks and scores are those of direct use of the sam3 package, for every kind of prompt."""
+
+import re
+
+import numpy as np
+import pytest
+from direct_use import CPU, DirectUse, full_size_network, label_map
+
+from sam3_engine.model import load_model
+from sam3_engine.runtime import choose_precision
+
+LEAST_AGREEMENT = 0.999  # of the pixels
+MOST_SCORE_DIFFERENCE = 1e-2
+
+ONE_BOX = [60.0, 80.0, 300.0, 330.0]
+THREE_BOXES = [ONE_BOX, [5.0, 5.0, 635.0, 420.0], [350.0, 100.0, 520.0, 390.0]]
+POINTS = [[210.0, 150.0], [500.0, 300.0]]
+
+GEOMETRIES = {
+    "point": {"input_point": [POINTS[0]]},
+    "points": {"input_point": POINTS, "input_point_label": [1, 0]},
+    "box": {"input_box": ONE_BOX},
+    "box and point": {"input_box": [ONE_BOX], "input_point": [POINTS[0]], "input_point_label": [0]},
+    "three boxes": {"input_box": THREE_BOXES},
+}
+
+
+@pytest.fixture(scope="module")
+def small_direct(small_checkpoint, photograph):
+    return DirectUse(load_model(small_checkpoint, CPU).network, choose_precision(CPU), photograph)
+
+
+@pytest.mark.parametrize("multimask", [False, True])
+@pytest.mark.parametrize("kind", GEOMETRIES)
+def test_points_and_boxes_agree_on_a_small_network(workflow, algorithm, small_direct, photograph, kind, multimask):
+    assert_geometry_agrees(workflow, algorithm, small_direct, photograph, GEOMETRIES[kind], multimask)
+
+
+def test_text_agrees_on_a_small_network(workflow, algorithm, small_direct, photograph):
+    assert_text_agrees(workflow, algorithm, small_direct, photograph)
+
+
+@pytest.mark.slow
+def test_every_prompt_agrees_on_the_full_size_network(workflow, algorithm, full_checkpoint, photograph):
+    direct = DirectUse(full_size_network(full_checkpoint), choose_precision(CPU), photograph)
+    workflow.set_parameters({"model_weight_file": full_checkpoint}, task_obj=algorithm)
+    # a fresh task for the encoder of the plugin, then the prompts one after the other
+    assert_text_agrees(workflow, algorithm, direct, photograph)
+    workflow.set_parameters({"input_text": ""}, task_obj=algorithm)
+    assert_geometry_agrees(workflow, algorithm, direct, photograph, GEOMETRIES["three boxes"], multimask=True)
+
+
+def assert_text_agrees(workflow, algorithm, direct, image):
+    masks, scores = direct.text("shoe", threshold=0.0)
+    threshold = float(np.median(scores))  # so that the threshold has something to do
+    masks, scores = masks[scores > threshold], scores[scores > threshold]
+    assert 2 <= len(scores) <= 255
+
+    run(workflow, algorithm, image, input_text="shoe", confidence_threshold=threshold)
+    output = algorithm.get_output(1)
+    assert output.get_class_names() == ["background", *(f"shoe {k}" for k in range(1, len(scores) + 1))]
+    assert_agree(output.get_mask(), label_map(masks))
+    assert_scores_agree(output, scores)
+
+
+def assert_geometry_agrees(workflow, algorithm, direct, image, prompt, multimask):
+    masks, scores = direct.geometry(multimask, **direct_arguments(prompt))
+    run(workflow, algorithm, image, multimask_output=multimask, **prompt)
+    outputs = algorithm.get_outputs()[1:]
+    assert len(outputs) == scores.size
+    for output, mask, score in zip(outputs, masks.reshape(-1, *masks.shape[2:]), scores.flat, strict=True):
+        assert_agree(output.get_mask(), mask)
+        assert_scores_agree(output, [score])
+
+
+def direct_arguments(prompt):
+    """The plugin's parameters as arguments of predict_inst."""
+    arguments = {}
+    if "input_box" in prompt:
+        arguments["box"] = np.array(prompt["input_box"])
+    if "input_point" in prompt:
+        points = np.array(prompt["input_point"])
+        arguments["point_coords"] = points
+        arguments["point_labels"] = np.array(prompt.get("input_point_label", [1] * len(points)))
+    return arguments
+
+
+def run(workflow, algorithm, image, **parameters):
+    workflow.set_parameters(parameters, task_obj=algorithm)
+    workflow.run_on(array=image)
+
+
+def assert_agree(mask, reference):
+    assert mask.dtype == np.uint8
+    assert mask.shape == reference.shape
+    assert np.mean(mask == reference) > LEAST_AGREEMENT
+
+
+def assert_scores_agree(output, reference):
+    scores = [float(number) for number in re.findall(r"\d\.\d+", output.description)]
+    np.testing.assert_allclose(scores, reference, atol=MOST_SCORE_DIFFERENCE)

@@ -1,0 +1,405 @@
+"""The contract's tables of prompts and outputs, through real Ikomia workflows."""
+
+import colorsys
+import json
+import logging
+
+import cv2
+import numpy as np
+import pytest
+from ikomia import core, dataprocess
+from ikomia.dataprocess.workflow import Workflow
+
+BOX = [60, 80, 300, 330]
+BOXES = [BOX, [5, 5, 635, 420], [350, 100, 520, 390]]
+POINT = [210, 150]
+NO_PROMPT = {"input_text": "", "input_box": "", "input_point": "", "input_point_label": "", "multimask_output": False}
+
+# what is asked for -> number of mask outputs, class names behind the background
+GEOMETRIES = [
+    ({"input_point": [POINT]}, 1),
+    ({"input_point": [POINT], "multimask_output": True}, 3),
+    ({"input_point": [POINT, [500, 300]], "input_point_label": [1, 0]}, 1),
+    ({"input_point": [POINT, [500, 300]], "multimask_output": True}, 3),
+    ({"input_box": BOX}, 1),
+    ({"input_box": [BOX], "multimask_output": True}, 3),
+    ({"input_box": [BOX], "input_point": [POINT], "input_point_label": [0]}, 1),
+    ({"input_box": [BOX], "input_point": [POINT], "input_point_label": [0], "multimask_output": True}, 3),
+    ({"input_box": BOXES}, 3),
+    ({"input_box": BOXES, "multimask_output": True}, 9),
+    ({"input_box": BOXES, "input_point": [POINT]}, 3),
+]
+
+
+@pytest.fixture
+def run(workflow, algorithm, photograph):
+    """Runs the plugin on an image with exactly the given prompt, and gives back its mask outputs."""
+
+    def run_with(image=photograph, **parameters):
+        workflow.set_parameters({**NO_PROMPT, **parameters}, task_obj=algorithm)
+        workflow.run_on(array=image)
+        return masks_of(algorithm)
+
+    return run_with
+
+
+def masks_of(algorithm):
+    outputs = algorithm.get_outputs()
+    assert isinstance(outputs[0], dataprocess.CImageIO)
+    assert all(isinstance(output, dataprocess.CSemanticSegmentationIO) for output in outputs[1:])
+    return outputs[1:]
+
+
+def warnings_of(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+@pytest.mark.parametrize(("prompt", "count"), GEOMETRIES)
+def test_points_and_boxes_give_one_mask_per_object_and_candidate(run, algorithm, photograph, prompt, count):
+    outputs = run(**prompt)
+    assert len(outputs) == count
+    assert np.array_equal(algorithm.get_output(0).get_image(), photograph)
+    for output in outputs:
+        mask = output.get_mask()
+        assert mask.dtype == np.uint8
+        assert mask.shape == photograph.shape[:2]
+        assert set(np.unique(mask)) <= {0, 1}
+        assert output.get_class_names() == ["background", "object"]
+        assert output.get_colors()[0] == [0, 0, 0]
+        assert "score 0." in output.description
+        assert "\n" not in output.description
+    assert len({tuple(output.get_colors()[1]) for output in outputs}) == count
+
+
+def test_candidates_come_box_by_box_by_falling_score(run):
+    outputs = run(input_box=BOXES, multimask_output=True)
+    scores = [float(output.description.rsplit(" ", 1)[1]) for output in outputs]
+    for box in range(3):
+        of_this_box = scores[3 * box : 3 * box + 3]
+        assert of_this_box == sorted(of_this_box, reverse=True)
+        assert [f"box {box + 1} of 3" in output.description for output in outputs].count(True) == 3
+        alone = run(input_box=BOXES[box], multimask_output=True)
+        assert [float(output.description.rsplit(" ", 1)[1]) for output in alone] == pytest.approx(of_this_box, abs=0.01)
+
+
+def test_a_single_mask_is_not_one_of_the_three_by_chance(run):
+    one = run(input_point=[POINT])[0].get_mask()
+    three = [output.get_mask() for output in run(input_point=[POINT], multimask_output=True)]
+    assert any(not np.array_equal(three[0], other) for other in three[1:])
+    assert any(np.array_equal(one, candidate) for candidate in three) or one.any()
+
+
+def test_a_flat_box_is_the_same_as_a_nested_one(run):
+    flat = run(input_box=BOX)[0].get_mask()
+    nested = run(input_box=[BOX])[0].get_mask()
+    assert np.array_equal(flat, nested)
+
+
+def test_several_boxes_give_the_masks_that_each_gives_alone(run):
+    together = [output.get_mask() for output in run(input_box=BOXES)]
+    alone = [run(input_box=box)[0].get_mask() for box in BOXES]
+    for mask, reference in zip(together, alone, strict=True):
+        assert np.mean(mask == reference) > 0.99
+    assert not np.array_equal(together[0], together[1])
+
+
+def test_points_beside_several_boxes_are_not_used_and_one_warning_says_so(run, caplog):
+    with_points = [output.get_mask() for output in run(input_box=BOXES, input_point=[POINT])]
+    assert len(warnings_of(caplog)) == 1
+    assert "points are not used" in warnings_of(caplog)[0]
+    without = [output.get_mask() for output in run(input_box=BOXES)]
+    assert all(np.array_equal(a, b) for a, b in zip(with_points, without, strict=True))
+
+
+def test_text_numbers_the_instances_in_one_mask(run, photograph):
+    (output,) = run(input_text="shoe", confidence_threshold=0)
+    count = len(output.get_class_names()) - 1
+    assert count > 1
+    assert output.get_class_names() == ["background", *(f"shoe {k}" for k in range(1, count + 1))]
+    mask = output.get_mask()
+    assert mask.dtype == np.uint8
+    assert mask.shape == photograph.shape[:2]
+    assert set(np.unique(mask)) <= set(range(count + 1))
+    assert 1 in mask
+    colours = output.get_colors()
+    assert colours[0] == [0, 0, 0]
+    assert len({tuple(colour) for colour in colours}) == count + 1
+    scores = [float(score) for score in output.description.rpartition("scores ")[2].split(", ")]
+    assert len(scores) == count
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_text_that_finds_nothing_gives_an_empty_mask(run):
+    (output,) = run(input_text="shoe", confidence_threshold=1)
+    assert output.get_class_names() == ["background"]
+    assert output.get_mask().shape == (427, 640)
+    assert not output.get_mask().any()
+    assert output.description == "no shoe found"
+
+
+def test_text_is_used_before_all_else_and_one_warning_says_so(run, caplog):
+    (output,) = run(input_text="shoe", confidence_threshold=0, input_box="not even a box", input_point=[POINT])
+    assert output.get_class_names()[1] == "shoe 1"
+    assert len(warnings_of(caplog)) == 1
+    assert "input_box and input_point are not used" in warnings_of(caplog)[0]
+
+
+def test_no_prompt_gives_a_warning_and_one_empty_mask(run, algorithm, photograph, caplog):
+    (output,) = run()
+    assert output.get_class_names() == ["background"]
+    assert output.get_mask().shape == photograph.shape[:2]
+    assert not output.get_mask().any()
+    assert len(warnings_of(caplog)) == 1
+    assert np.array_equal(algorithm.get_output(0).get_image(), photograph)
+
+
+def test_no_prompt_needs_no_weights(plugins_directory, photograph):
+    workflow = Workflow()
+    task = workflow.add_task(name="infer_segment_anything_3", auto_connect=True)
+    task.set_parameters({"model_weight_file": "/nowhere/at/all.pt"})
+    workflow.run_on(array=photograph)
+    assert not task.get_output(1).get_mask().any()
+
+
+def test_outputs_are_exactly_those_of_the_last_run(run, algorithm):
+    text = {"input_text": "shoe", "confidence_threshold": 0}
+    nothing = {"input_text": "shoe", "confidence_threshold": 1}
+    sequence = [
+        ({"input_box": BOXES, "multimask_output": True}, 9),
+        (text, 1),
+        ({"input_point": [POINT], "multimask_output": True}, 3),
+        ({}, 1),
+        ({"input_box": BOXES}, 3),
+        (nothing, 1),
+        ({"input_point": [POINT]}, 1),
+        (text, 1),
+    ]
+    for prompt, count in sequence:
+        outputs = run(**prompt)
+        assert len(outputs) == count
+        assert algorithm.get_output_count() == 1 + count
+        assert all(output.is_data_available() for output in outputs)
+        expected = "shoe 1" if prompt is text else "object" if prompt and prompt is not nothing else None
+        for output in outputs:
+            assert (output.get_class_names() + [None])[1] == expected
+            assert len(output.get_class_names()) == len(output.get_colors())
+
+
+def test_colours_are_the_same_in_every_run(run):
+    first = [output.get_colors() for output in run(input_box=BOXES)]
+    run(input_text="shoe", confidence_threshold=0)
+    assert [output.get_colors() for output in run(input_box=BOXES)] == first
+
+
+def test_object_colours_stand_out_from_the_black_background(run):
+    (output,) = run(input_text="shoe", confidence_threshold=0)
+    for colour in output.get_colors()[1:]:
+        assert colorsys.rgb_to_hsv(*(channel / 255 for channel in colour))[2] == 1
+
+
+def test_outputs_can_be_exported_and_overlaid(run, algorithm, photograph):
+    for output in run(input_box=BOXES):
+        exported = json.loads(output.to_json())
+        assert exported
+        overlay = algorithm.get_output(0).get_image_with_mask(output)
+        assert overlay.shape == photograph.shape
+        assert output.get_legend() is not None
+    assert algorithm.get_image_with_mask().shape == photograph.shape
+
+
+BAD_RUNS = [
+    {"input_point": "[[1, 2, 3]]"},
+    {"input_point": "[[640, 10]]"},
+    {"input_box": "[[700, 500, 800, 600]]"},
+    {"input_box": "[[10, 10, 10, 20]]"},
+    {"input_point": "[[1, 2]]", "input_point_label": "[1, 1]"},
+    {"input_point": "[[1, 2]]", "model_weight_file": "/nowhere/sam3.pt"},
+]
+
+
+@pytest.mark.parametrize("bad", BAD_RUNS)
+def test_a_failed_run_names_the_parameter_and_leaves_no_mask_behind(run, algorithm, small_checkpoint, bad):
+    good = {"input_box": BOXES}
+    before = [output.get_mask() for output in run(**good)]
+    with pytest.raises(RuntimeError, match=list(bad)[-1]):
+        run(**bad)
+    assert [output.is_data_available() for output in masks_of(algorithm)] == [False]
+    after = [output.get_mask() for output in run(**good, model_weight_file=small_checkpoint)]
+    assert all(np.array_equal(a, b) for a, b in zip(after, before, strict=True))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"input_size_percent": "0"},
+        {"input_size_percent": "12.5"},
+        {"confidence_threshold": "nan"},
+        {"confidence_threshold": "1.01"},
+        {"multimask_output": "perhaps"},
+        {"cuda": ""},
+    ],
+)
+def test_a_rejected_parameter_changes_nothing(algorithm, bad):
+    before = algorithm.get_parameters()
+    with pytest.raises(RuntimeError, match=list(bad)[0]):
+        algorithm.set_parameters({**bad, "input_text": "shoe"})
+    assert algorithm.get_parameters() == before
+
+
+def test_a_partial_map_of_an_older_workflow_is_accepted(algorithm):
+    parameters = algorithm.get_param_object()
+    parameters.set_values({"input_text": "shoe", "unknown_to_us": "1"})
+    assert parameters.get_values()["input_text"] == "shoe"
+    assert parameters.get_values()["input_size_percent"] == "100"
+
+
+def test_wanting_a_gpu_where_there_is_none_runs_on_the_cpu_with_one_warning(run, caplog):
+    pytest.importorskip("torch")
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    for _ in range(2):
+        (output,) = run(input_point=[POINT], cuda=True)
+        assert output.get_mask().any()
+    assert len(warnings_of(caplog)) == 1
+    assert "CPU" in warnings_of(caplog)[0]
+
+
+@pytest.mark.parametrize("prompt", [{"input_box": BOXES}, {"input_text": "shoe", "confidence_threshold": 0.0}])
+def test_a_smaller_input_gives_masks_of_source_size_and_the_same_prompt_meaning(run, photograph, prompt):
+    whole = run(**prompt, input_size_percent=100)
+    whole_masks = [output.get_mask() > 0 for output in whole]
+    half = run(**prompt, input_size_percent=50)
+    assert len(half) == len(whole_masks)
+    for output, reference in zip(half, whole_masks, strict=True):
+        mask = output.get_mask() > 0
+        assert mask.shape == photograph.shape[:2]
+        # the network sees both at 112 x 112: the same prompt must give nearly the same mask
+        assert np.mean(mask == reference) > 0.95
+
+
+def test_size_percent_moves_no_prompt(run):
+    """A box given in source pixels at 50 % is the box, not a box of half the size or twice the size."""
+    wanted = run(input_box=BOX, input_size_percent=50)[0].get_mask()
+    whole = run(input_box=BOX, input_size_percent=100)[0].get_mask()
+    halved = run(input_box=[coordinate / 2 for coordinate in BOX], input_size_percent=100)[0].get_mask()
+    assert np.mean(wanted == whole) > np.mean(wanted == halved)
+
+
+IMAGES = {
+    "grey": lambda rgb: rgb[:, :, 1],
+    "grey, one channel": lambda rgb: rgb[:, :, 1:2],
+    "grey and alpha": lambda rgb: rgb[:, :, :2],
+    "RGBA": lambda rgb: np.dstack([rgb, np.full(rgb.shape[:2], 255, np.uint8)]),
+    "16-bit": lambda rgb: rgb.astype(np.uint16) * 257,
+    "float 0..1": lambda rgb: rgb.astype(np.float32) / 255,
+    "float 0..255": lambda rgb: rgb.astype(np.float64),
+}
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+def test_any_kind_of_image_is_segmented_as_its_rgb_equivalent(run, algorithm, photograph, kind):
+    image = IMAGES[kind](photograph)
+    grey = kind.startswith("grey")
+    equivalent = np.repeat(image.reshape(*photograph.shape[:2], -1)[:, :, :1], 3, axis=2) if grey else photograph
+    reference = run(equivalent, input_box=BOX)[0].get_mask()
+    mask = run(image, input_box=BOX)[0].get_mask()
+    assert np.array_equal(mask, reference)
+    assert np.array_equal(np.squeeze(algorithm.get_output(0).get_image()), np.squeeze(image))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 900, 3), (900, 1, 3)])
+def test_the_smallest_images_are_segmented(run, shape):
+    (output,) = run(np.full(shape, 200, np.uint8), input_text="shoe")
+    assert output.get_mask().shape == shape[:2]
+    (output,) = run(np.full(shape, 200, np.uint8), input_point=[[0, 0]])
+    assert output.get_mask().shape == shape[:2]
+
+
+def drawn(*items):
+    graphics = dataprocess.CGraphicsInput()
+    graphics.set_items(list(items))
+    return graphics
+
+
+def rectangle(x1, y1, x2, y2):
+    return core.CGraphicsRectangle(x1, y1, x2 - x1, y2 - y1)
+
+
+def point(x, y):
+    return core.CGraphicsPoint(core.CPointF(x, y))
+
+
+DRAWINGS = [
+    ([rectangle(*BOX)], {"input_box": [BOX]}),
+    ([rectangle(*box) for box in BOXES], {"input_box": BOXES}),
+    ([point(*POINT)], {"input_point": [POINT], "input_point_label": [1]}),
+    ([point(*POINT), point(500.5, 300.25)], {"input_point": [POINT, [500.5, 300.25]], "input_point_label": [1, 1]}),
+    ([point(*POINT), rectangle(*BOX)], {"input_box": [BOX], "input_point": [POINT], "input_point_label": [0]}),
+    ([core.CGraphicsEllipse(1, 2, 30, 40), point(*POINT)], {"input_point": [POINT]}),
+    ([core.CGraphicsRectangle(300, 330, -240, -250)], {"input_box": [BOX]}),
+]
+
+
+@pytest.mark.parametrize("percent", [100, 50])
+@pytest.mark.parametrize(("items", "typed"), DRAWINGS)
+def test_what_is_drawn_means_what_its_coordinates_typed_would_mean(run, algorithm, items, typed, percent):
+    reference = [output.get_mask() for output in run(**typed, input_size_percent=percent)]
+    algorithm.set_input(drawn(*items), 1)
+    outputs = run(input_size_percent=percent)
+    assert len(outputs) == len(reference)
+    for output, mask in zip(outputs, reference, strict=True):
+        assert np.array_equal(output.get_mask(), mask)
+
+
+def test_typed_prompts_are_used_before_drawn_ones(run, algorithm):
+    reference = run(input_point=[POINT])[0].get_mask()
+    algorithm.set_input(drawn(rectangle(5, 5, 100, 100)), 1)
+    assert np.array_equal(run(input_point=[POINT])[0].get_mask(), reference)
+
+
+def test_a_drawn_point_outside_the_image_is_an_error_that_says_so(run, algorithm):
+    algorithm.set_input(drawn(point(-5, 10)), 1)
+    with pytest.raises(RuntimeError, match="drawn point"):
+        run()
+
+
+def test_a_saved_workflow_gives_the_same_masks(run, workflow, photograph, tmp_path):
+    reference = [output.get_mask() for output in run(input_box=BOXES, multimask_output=True)]
+    path = tmp_path / "workflow.json"
+    workflow.save(str(path))
+    loaded = Workflow()
+    loaded.load(str(path))
+    loaded.run_on(array=photograph)
+    (task,) = [task for task in loaded.get_tasks() if task.name == "infer_segment_anything_3"]
+    assert [output.get_mask().tolist() for output in masks_of(task)] == [mask.tolist() for mask in reference]
+
+
+def test_a_folder_run_survives_a_broken_image(workflow, algorithm, photograph, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("a.png", "c.png"):
+        cv2.imwrite(str(folder / name), photograph)
+    (folder / "b.png").write_bytes(b"this is no picture")
+    workflow.output_folder = str(tmp_path / "results")
+    workflow.set_parameters({"input_box": BOX}, task_obj=algorithm)
+    workflow.run_on(folder=str(folder))
+    print(sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")))
+    written = [path.name for path in tmp_path.rglob("*.json")]
+    assert len(written) >= 2, written
+
+
+def test_init_long_process_loads_the_model_ahead(workflow, algorithm):
+    workflow.init_long_process()
+    assert algorithm._predictor is not None
+
+
+@pytest.mark.parametrize(
+    "prompt", [{}, {"input_text": "shoe"}, {"input_point": [POINT]}, {"input_box": BOXES, "multimask_output": True}]
+)
+def test_the_steps_emitted_are_the_steps_announced(run, algorithm, monkeypatch, prompt):
+    emitted = []
+    monkeypatch.setattr(algorithm, "emit_step_progress", lambda: emitted.append(1), raising=False)
+    run(**prompt)
+    assert len(emitted) == algorithm.get_progress_steps()
