@@ -30,12 +30,13 @@ def as_rgb8(image: np.ndarray) -> np.ndarray:
         ImageError: another shape, no pixels, a dtype that is not a real number, NaN or infinity.
     """
     image = np.asarray(image)
+    shape = image.shape
     if image.ndim == 2:
         image = image[:, :, np.newaxis]
     if image.ndim != 3 or image.shape[2] not in (1, 2, 3, 4):
-        raise ImageError(f"image of shape {image.shape}: expected height x width, with 1 to 4 channels.")
-    if 0 in image.shape:
-        raise ImageError(f"image of shape {image.shape}: it has no pixels.")
+        raise ImageError(f"image of shape {shape}: expected height x width, with 1 to 4 channels.")
+    if 0 in shape:
+        raise ImageError(f"image of shape {shape}: it has no pixels, expected at least one.")
 
     has_alpha = image.shape[2] in (2, 4)
     colours = _as_uint8(image[:, :, :-1] if has_alpha else image)
@@ -59,5 +60,22 @@ def _as_uint8(image: np.ndarray) -> np.ndarray:
         darkest, brightest = 0, 2**bit_depth - 1
     elif darkest >= 0 and brightest <= 255:
         darkest, brightest = 0, 1 if brightest <= 1 else 255
-    scale = 255 / (brightest - darkest) if brightest > darkest else 0.0
-    return np.rint((image.astype(np.float32) - np.float32(darkest)) * np.float32(scale)).astype(np.uint8)
+    return _stretched(image, darkest, brightest)
+
+
+def _stretched(image: np.ndarray, darkest: float, brightest: float) -> np.ndarray:
+    """Map ``darkest`` to 0 and ``brightest`` to 255, exactly over the whole range of any number type."""
+    if brightest == darkest:
+        return np.zeros(image.shape, np.uint8)
+    if image.dtype.kind in "ui":
+        if darkest < 0:  # the difference to the minimum fits the unsigned type of the same size, modulo its range
+            unsigned = np.dtype(f"u{image.dtype.itemsize}").type
+            image = image.astype(unsigned) - unsigned(darkest % 2 ** (8 * image.dtype.itemsize))
+        difference = image.astype(np.float32)
+        return np.rint(difference * np.float32(255 / (brightest - darkest))).astype(np.uint8)
+    # scaled by a power of two, which is exact, lest a float near the ends of its range overflow or vanish
+    image = image.astype(np.float32) if image.dtype.itemsize < 4 else image
+    kind = image.dtype.newbyteorder("=").type
+    exponent = int(np.frexp(kind(max(abs(darkest), abs(brightest))))[1])
+    low, high = np.ldexp(kind(darkest), -exponent), np.ldexp(kind(brightest), -exponent)
+    return np.rint((np.ldexp(image, -exponent) - low) * (kind(255) / (high - low))).astype(np.uint8)

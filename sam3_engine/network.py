@@ -8,9 +8,8 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-# the package imports these two during a prediction, with side effects on logging and warnings: here they are kept
+# sam3 imports this one, and skimage's label, during a prediction, with side effects on logging and warnings
 import sam3.perflib.connected_components  # noqa: F401
-import skimage.measure  # noqa: F401
 import torch
 from sam3.model.decoder import (
     TransformerDecoder,
@@ -34,6 +33,7 @@ from sam3.model.vitdet import ViT
 from sam3.model.vl_combiner import SAM3VLBackbone
 from sam3.sam.mask_decoder import MLP as MaskDecoderMLP  # noqa: N811 - a class
 from sam3.sam.transformer import RoPEAttention, TwoWayTransformer
+from skimage.measure import label  # noqa: F401
 
 from .architecture import Architecture
 from .runtime import building_network

@@ -24,6 +24,7 @@ FOREGROUND = 1
 BACKGROUND = 0
 
 _LONGEST_PHRASE = 1000  # far beyond the 30 tokens that SAM 3 reads, short enough to tokenize at once
+_NOTHING_TYPED = ("", "[]", "()")
 _BOXES_EXPECTED = "expected a list of boxes [[x1, y1, x2, y2], ...] in pixels, with x1 < x2 and y1 < y2"
 _POINTS_EXPECTED = "expected a list of points [[x, y], ...] in pixels"
 _LABELS_EXPECTED = "expected a list with one label per point, 1 for foreground and 0 for background"
@@ -134,9 +135,9 @@ def choose_prompt(
         unused = [
             name
             for name, given in (
-                ("input_box", input_box.strip()),
-                ("input_point", input_point.strip()),
-                ("drawn graphics", drawn),
+                ("input_box", input_box.strip() not in _NOTHING_TYPED),
+                ("input_point", input_point.strip() not in _NOTHING_TYPED),
+                ("what is drawn", drawn),
             )
             if given
         ]
@@ -145,7 +146,10 @@ def choose_prompt(
         return TextPrompt(phrase)
 
     typed = _typed_prompt(input_box, input_point, input_point_label)
-    return typed or drawn or None
+    if typed and drawn:
+        logger.warning("input_box or input_point is set, so it is the prompt: what is drawn is not used.")
+    chosen = typed or drawn
+    return _usable(chosen) if chosen else None
 
 
 def drawn_prompt(rectangles: Sequence[Box], points: Sequence[Point]) -> GeometricPrompt:
@@ -154,15 +158,9 @@ def drawn_prompt(rectangles: Sequence[Box], points: Sequence[Point]) -> Geometri
     Args:
         rectangles: ``(x1, y1, x2, y2)`` in source-image pixels.
         points: ``(x, y)`` in source-image pixels: background if a rectangle is drawn too, else foreground.
-
-    Raises:
-        PromptError: a rectangle has no area.
     """
     label = BACKGROUND if rectangles else FOREGROUND
-    for rectangle in rectangles:
-        _check_box("drawn rectangle", rectangle)
-    prompt = _one_object_or_boxes(tuple(rectangles), tuple(points), (label,) * len(points))
-    return replace(prompt, drawn=True)
+    return GeometricPrompt(tuple(rectangles), tuple(points), (label,) * len(points), drawn=True)
 
 
 def parse_boxes(text: str) -> tuple[Box, ...]:
@@ -172,8 +170,7 @@ def parse_boxes(text: str) -> tuple[Box, ...]:
         PromptError: see the module.
     """
     boxes = _parse_rows("input_box", text, 4, _BOXES_EXPECTED)
-    for box in boxes:
-        _check_box("input_box", box)
+    _check_boxes("input_box", boxes)
     return boxes  # type: ignore[return-value]
 
 
@@ -215,16 +212,19 @@ def _typed_prompt(input_box: str, input_point: str, input_point_label: str) -> G
         raise PromptError(
             "input_point_label",
             input_point_label,
-            f"{len(labels)} labels for {len(points)} points in input_point; {_LABELS_EXPECTED}",
+            f"{len(labels)} label(s) for {len(points)} point(s) in input_point; {_LABELS_EXPECTED}",
         )
-    return _one_object_or_boxes(boxes, points, labels or (FOREGROUND,) * len(points))
+    return GeometricPrompt(boxes, points, labels or (FOREGROUND,) * len(points))
 
 
-def _one_object_or_boxes(boxes: tuple[Box, ...], points: tuple[Point, ...], labels: tuple[int, ...]) -> GeometricPrompt:
-    if len(boxes) > 1 and points:
-        logger.warning("Points refine a single box: with %d boxes the points are not used.", len(boxes))
-        return GeometricPrompt(boxes)
-    return GeometricPrompt(boxes, points, labels)
+def _usable(prompt: GeometricPrompt) -> GeometricPrompt:
+    """``prompt``, now that it is the one to be used: what was drawn is checked, and points beside boxes are dropped."""
+    if prompt.drawn:
+        _check_boxes("drawn rectangle", prompt.boxes)
+    if len(prompt.boxes) > 1 and prompt.points:
+        logger.warning("Points refine a single box: with %d boxes the points are not used.", len(prompt.boxes))
+        return replace(prompt, points=(), point_labels=())
+    return prompt
 
 
 def _parse_rows(parameter: str, text: str, arity: int, expected: str) -> tuple[tuple[float, ...], ...]:
@@ -262,7 +262,7 @@ def _with_tuples_as_lists(text: str) -> str:
             opened.append(bracket)
         elif not opened or opened.pop() + bracket not in ("()", "[]"):
             raise ValueError("unbalanced brackets")
-    without_trailing_commas = re.sub(r",\)", ")", text)
+    without_trailing_commas = re.sub(r"([^\s(,]\s*),\)", r"\1)", text)
     return without_trailing_commas.replace("(", "[").replace(")", "]")
 
 
@@ -279,16 +279,17 @@ def _is_number(value: object) -> bool:
         return False
 
 
-def _check_box(parameter: str, box: Sequence[float]) -> None:
-    x1, y1, x2, y2 = box
-    if x1 >= x2 or y1 >= y2:
-        raise PromptError(parameter, _numbers(box), f"the box has no area; {_BOXES_EXPECTED}")
+def _check_boxes(parameter: str, boxes: Sequence[Sequence[float]]) -> None:
+    for box in boxes:
+        x1, y1, x2, y2 = box
+        if not (x1 < x2 and y1 < y2):  # so that NaN is refused too
+            raise PromptError(parameter, _numbers(box), f"the box has no area; {_BOXES_EXPECTED}")
 
 
 def _clipped_box(name: str, box: Box, width: int, height: int) -> Box:
     x1, y1, x2, y2 = box
     clipped = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
-    if clipped[0] >= clipped[2] or clipped[1] >= clipped[3]:
+    if not (clipped[0] < clipped[2] and clipped[1] < clipped[3]):
         raise PromptError(
             name,
             _numbers(box),
@@ -298,7 +299,7 @@ def _clipped_box(name: str, box: Box, width: int, height: int) -> Box:
 
 
 def _numbers(values: Sequence[float]) -> str:
-    return "[" + ", ".join(f"{value:g}" for value in values) + "]"
+    return "[" + ", ".join(f"{value:.16g}" for value in values) + "]"
 
 
 def _enumeration(names: Sequence[str]) -> str:

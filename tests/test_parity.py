@@ -4,8 +4,8 @@ import re
 
 import numpy as np
 import pytest
-from direct_use import CPU, DirectUse, full_size_network, label_map
 
+from benchmarks.direct_use import CPU, DirectUse, full_size_network, label_map
 from sam3_engine.model import load_model
 from sam3_engine.runtime import choose_precision
 
@@ -52,7 +52,7 @@ def test_every_prompt_agrees_on_the_full_size_network(workflow, algorithm, full_
 
 def assert_text_agrees(workflow, algorithm, direct, image):
     masks, scores = direct.text("shoe", threshold=0.0)
-    threshold = float(np.median(scores))  # so that the threshold has something to do
+    threshold = float(np.quantile(scores, 0.25))  # so that the threshold has something to do
     masks, scores = masks[scores > threshold], scores[scores > threshold]
     assert 2 <= len(scores) <= 255
 

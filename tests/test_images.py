@@ -1,0 +1,363 @@
+"""What every kind of image becomes as 8-bit RGB, and which images are refused."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sam3_engine.images import ImageError, as_rgb8
+
+# overflows and invalid casts show as these
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
+
+DTYPES = ["bool", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8", "g"]
+
+
+def random_image(*shape: int, dtype="u1") -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 2 if dtype == "bool" else 120, shape).astype(dtype)
+
+
+def assert_rgb8(result: np.ndarray, height: int, width: int) -> None:
+    assert result.shape == (height, width, 3)
+    assert result.dtype == np.uint8
+    assert result.flags.c_contiguous
+
+
+def assert_read_between(image: np.ndarray, black: object, white: object) -> None:
+    """A grey image is read as the nearest of 256 levels from ``black`` to ``white``, in exact arithmetic."""
+    result = as_rgb8(image)
+    assert_rgb8(result, *image.shape)
+    np.testing.assert_array_equal(result, result[:, :, :1].repeat(3, axis=2))
+    black, white = Fraction(black), Fraction(white)
+    for value, level in zip(image.ravel().tolist(), result[:, :, 0].ravel().tolist(), strict=True):
+        exact = 255 * (Fraction(*value.as_integer_ratio()) - black) / (white - black)
+        # halfway between two levels either will do
+        assert abs(level - exact) <= 0.501, f"{value} became {level}, not {float(exact):.3f}"
+
+
+# --- channels
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_grey_gets_three_equal_channels(dtype):
+    grey = random_image(4, 5, dtype=dtype)
+    result = as_rgb8(grey)
+    assert_rgb8(result, 4, 5)
+    assert len(np.unique(result)) > 1
+    for channel in range(3):
+        np.testing.assert_array_equal(result[:, :, channel], result[:, :, 0])
+    np.testing.assert_array_equal(as_rgb8(grey[:, :, np.newaxis]), result)
+
+
+@pytest.mark.parametrize("colour_channels", [1, 3])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_alpha_is_dropped_and_does_not_count_as_brightness(dtype, colour_channels):
+    colours = random_image(4, 5, colour_channels, dtype=dtype)
+    largest = {"b": 1, "f": 1e4}.get(colours.dtype.kind) or np.iinfo(dtype).max
+    alpha = np.full((4, 5, 1), largest, dtype)
+    np.testing.assert_array_equal(as_rgb8(np.concatenate([colours, alpha], axis=2)), as_rgb8(colours))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_colour_channels_keep_their_order(dtype):
+    image = np.zeros((1, 3, 3), dtype)
+    image[0, 0, 0] = image[0, 1, 1] = image[0, 2, 2] = 1
+    result = as_rgb8(image)
+    assert_rgb8(result, 1, 3)
+    np.testing.assert_array_equal(result != 0, np.eye(3, dtype=bool)[np.newaxis])
+
+
+def test_channels_are_read_on_one_scale():
+    image = np.array([[[-10.0, 0, 10]]])
+    assert as_rgb8(image).tolist() == [[[0, 128, 255]]]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_uint8_is_kept_pixel_for_pixel(channels):
+    image = np.arange(256 * channels).astype(np.uint8).reshape(16, 16, channels)
+    colours = image[:, :, : 1 if channels < 3 else 3]
+    np.testing.assert_array_equal(as_rgb8(image), np.broadcast_to(colours, (16, 16, 3)))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 20_000), (20_000, 1), (2, 3), (1, 4), (3, 3)])
+@pytest.mark.parametrize("dtype", ["u1", "u2", "f4"])
+def test_every_size(shape, dtype):
+    image = random_image(*shape, dtype=dtype)
+    image[0, 0] = 120  # on the 0..255 scale, even if there is just this pixel
+    np.testing.assert_array_equal(as_rgb8(image), image.astype(np.uint8)[:, :, np.newaxis].repeat(3, axis=2))
+    assert_rgb8(as_rgb8(image), *shape)
+
+
+# --- brightness
+
+
+def test_bool_is_black_and_white():
+    assert as_rgb8(np.array([[False, True]])).tolist() == [[[0, 0, 0], [255, 255, 255]]]
+
+
+def test_every_uint16_value():
+    values = np.arange(65536)
+    result = as_rgb8(values.astype(np.uint16).reshape(256, 256))
+    np.testing.assert_array_equal(result[:, :, 1].ravel(), np.rint(values / 257))
+
+
+@pytest.mark.parametrize("dtype", ["u2", "u4", "u8", "i2", "i4", "i8"])
+@pytest.mark.parametrize(
+    ("brightest", "bits"),
+    [(1, 8), (255, 8), (256, 10), (600, 10), (1023, 10), (1024, 12), (4095, 12), (4096, 14), (16383, 14), (20000, 16)],
+)
+def test_integers_are_read_at_the_smallest_even_bit_depth(dtype, brightest, bits):
+    assert_read_between(np.array([[0, 1, brightest // 3, brightest // 2, brightest]], dtype), 0, 2**bits - 1)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bits"), [("u2", 16), ("u4", 32), ("u8", 64), ("i1", 8), ("i2", 16), ("i4", 32), ("i8", 64)]
+)
+def test_the_largest_integers(dtype, bits):
+    largest = np.iinfo(dtype).max
+    assert_read_between(np.array([[0, 1, largest // 3, largest - 1, largest]], dtype), 0, 2**bits - 1)
+    assert_read_between(np.full((2, 2), largest, dtype), 0, 2**bits - 1)
+
+
+def test_int8_without_negative_values_is_read_as_8_bit():
+    assert as_rgb8(np.array([[0, 1, 127]], np.int8))[0, :, 0].tolist() == [0, 1, 127]
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "g"])
+@pytest.mark.parametrize(
+    ("values", "white"),
+    [
+        ([0, 0.25, 0.5, 1], 1),
+        ([0.125, 0.75], 1),
+        ([0, 1.5, 2], 255),
+        ([0, 1, 100.25, 255], 255),
+        ([200, 254.5], 255),
+        ([-0.0, 1.0], 1),
+    ],
+)
+def test_floats_within_0_to_1_or_0_to_255_are_read_on_that_scale(dtype, values, white):
+    assert_read_between(np.array([values], dtype), 0, white)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values"),
+    [
+        ("i1", [-128, -1, 0, 50, 127]),
+        ("i2", [-5, 0, 5]),
+        ("i2", [-32768, -1, 0, 12345, 32767]),
+        ("i2", [-300, -200, -10]),
+        ("i4", [-1, 0, 70000]),
+        ("i4", [-(2**31), -1, 0, 2**30, 2**31 - 1]),
+        ("i4", [-(10**9) - 33, -(10**9) - 32, -(10**9) - 31]),
+        ("i4", [-(2**31), -(2**31) + 100, -(2**31) + 255]),
+        ("i8", [-(2**63), -1, 0, 2**62, 2**63 - 1]),
+        ("i8", [-(2**63), -(2**63) + 100, -(2**63) + 255]),
+        ("i8", [-(2**60), -(2**60) + 1, -(2**60) + 2]),
+        ("f2", [-1, 0, 1]),
+        ("f2", [-65504, 0, 65504]),
+        ("f2", [0, 0.5, 65504]),
+        ("f4", [-0.5, 0, 0.25, 0.5]),
+        ("f4", [0, 1, 255.5]),
+        ("f4", [1000, 1001, 1002, 1255]),
+        ("f8", [-1024, 40, 3071]),
+        ("f8", [1e6, 1e6 + 0.25, 1e6 + 0.5, 1e6 + 1]),
+        ("f8", [1e9 + 31, 1e9 + 32, 1e9 + 33]),
+        ("f8", [-1e15, -1e15 + 1, -1e15 + 2]),
+    ],
+)
+def test_negative_values_and_large_floats_are_stretched_from_minimum_to_maximum(dtype, values):
+    image = np.array([values], dtype)
+    assert_read_between(image, image.min().item(), image.max().item())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values"),
+    [
+        ("f8", [0, 2.5e307, 5e307, 1e308]),
+        ("f8", [-1e308, 0, 2e307, 1e308]),
+        ("f8", [-1.7e308, -1.6e308]),
+        ("f8", [-1, 0, 1e39]),
+        ("f8", [-1e-300, 0, 1e-300]),
+        ("f8", [-1e-300, 0, 1]),
+        ("f8", [-4e-308, 0, 4e-308]),
+        ("f4", [0, 1.7e38, 3.4e38]),
+        ("f4", [-3.4e38, 0, 1e38, 3.4e38]),
+        ("f4", [-2e-38, 0, 1e-38, 2e-38]),
+        ("f4", [-1e-30, 0, 1e38]),
+    ],
+)
+def test_floats_near_the_ends_of_their_range_are_stretched_as_well(dtype, values):
+    image = np.array([values], dtype)
+    assert_read_between(image, image.min().item(), image.max().item())
+
+
+@pytest.mark.parametrize(("dtype", "subnormal"), [("f2", 6e-8), ("f4", 1e-45), ("f8", 5e-324)])
+def test_subnormal_floats_are_next_to_nothing(dtype, subnormal):
+    def levels(*values):
+        return as_rgb8(np.array([values], dtype))[0, :, 0].tolist()
+
+    assert levels(0, subnormal, 1) == [0, 0, 255]
+    assert levels(0, subnormal) == [0, 0]
+    assert levels(-1, subnormal, 1) == [0, 128, 255]
+    # ikomia's libraries have this process take them for 0, then the image is constant
+    assert levels(-subnormal, 0, subnormal) in ([0, 128, 255], [0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "level"),
+    [
+        ("bool", True, 255),
+        ("u1", 7, 7),
+        ("u2", 0, 0),
+        ("u2", 7, 7),
+        ("u2", 1000, 249),
+        ("u2", 65535, 255),
+        ("i4", 0, 0),
+        ("i4", -5, 0),
+        ("i8", -(2**63), 0),
+        ("f2", 0.25, 64),
+        ("f4", 0, 0),
+        ("f4", 0.5, 128),
+        ("f8", 1, 255),
+        ("f8", 255, 255),
+        ("f8", 300, 0),
+        ("f8", -0.5, 0),
+        ("f8", 1e308, 0),
+    ],
+)
+def test_constant_images(dtype, value, level):
+    image = np.full((2, 3), value, dtype)
+    assert as_rgb8(image).tolist() == np.full((2, 3, 3), level).tolist()
+
+
+FLOATS = ["f2", "f4", "f8"]
+
+
+def values_of(dtype: str) -> st.SearchStrategy:
+    """Every finite value of a dtype, but for subnormal ones."""
+    if dtype == "f2":  # hypothesis finds few of these, so all are listed
+        halves = np.arange(2**16).astype(np.uint16).view(np.float16)
+        return st.sampled_from(np.sort(halves[np.isfinite(halves)]).tolist())
+    if dtype in FLOATS:
+        width = 8 * np.dtype(dtype).itemsize
+        return st.floats(width=width, allow_nan=False, allow_infinity=False, allow_subnormal=False)
+    return st.integers(int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
+
+
+@pytest.mark.parametrize("dtype", ["i1", "i2", "i4", "i8", *FLOATS])
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_image_with_negative_values_is_stretched(dtype, data):
+    values = data.draw(st.lists(values_of(dtype), max_size=5))
+    image = np.array([[*values, -1]], dtype)
+    black, white = image.min().item(), image.max().item()
+    if black == white:
+        assert not as_rgb8(image).any()
+    else:
+        assert_read_between(image, black, white)
+
+
+@pytest.mark.parametrize("dtype", ["i2", "i4", "i8", "u2", "u4", "u8", *FLOATS])
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_what_is_brighter_stays_at_least_as_bright(dtype, data):
+    values = sorted(data.draw(st.lists(values_of(dtype), min_size=2, max_size=6)))
+    levels = as_rgb8(np.array([values], dtype))[0, :, 0].tolist()
+    assert levels == sorted(levels)
+
+
+# --- memory
+
+
+def layouts(image: np.ndarray) -> dict[str, np.ndarray]:
+    """The same pixels in other layouts."""
+    height, width, channels = image.shape
+    spread = np.zeros((2 * height, 3 * width, channels + 1), image.dtype)
+    spread[::2, ::3, :channels] = image
+    read_only = image.copy()
+    read_only.flags.writeable = False
+    return {
+        "non-contiguous": spread[::2, ::3, :channels],
+        "mirrored": image[::-1, ::-1].copy()[::-1, ::-1],
+        "channels reversed": image[:, :, ::-1].copy()[:, :, ::-1],
+        "channels first": image.transpose(2, 0, 1).copy().transpose(1, 2, 0),
+        "Fortran order": np.asfortranarray(image),
+        "read-only": read_only,
+        "big-endian": image.astype(image.dtype.newbyteorder(">")),
+        "little-endian": image.astype(image.dtype.newbyteorder("<")),
+    }
+
+
+@pytest.mark.parametrize("layout", layouts(random_image(1, 1, 1)))
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", ["bool", "u1", "u2", "i4", "u8", "f2", "f4", "f8"])
+def test_the_layout_in_memory_does_not_matter(layout, channels, dtype):
+    image = random_image(4, 5, channels, dtype=dtype)
+    other = layouts(image)[layout]
+    result = as_rgb8(other)
+    assert_rgb8(result, 4, 5)
+    np.testing.assert_array_equal(result, as_rgb8(image))
+    np.testing.assert_array_equal(other, image)
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 1), (4, 5, 2), (4, 5, 3), (4, 5, 4)])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("offset", [0, -60])
+def test_the_input_is_never_modified(shape, dtype, offset):
+    image = random_image(*shape, dtype=dtype)
+    if image.dtype.kind in "if":
+        image += offset
+    before = image.copy()
+    as_rgb8(image)
+    np.testing.assert_array_equal(image, before)
+    assert image.shape == shape
+    assert image.flags.writeable
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (0,), (4, 5, 5), (4, 5, 0), (4, 5, 33), (1, 4, 5, 3), (1, 1, 1, 1, 1)])
+@pytest.mark.parametrize("dtype", ["u1", "f4"])
+def test_other_shapes_are_refused(shape, dtype):
+    with pytest.raises(ImageError, match="expected height x width, with 1 to 4 channels") as refusal:
+        as_rgb8(np.zeros(shape, dtype))
+    assert str(shape) in str(refusal.value)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0), (0, 5, 1), (5, 0, 3), (0, 0, 4)])
+def test_an_image_without_pixels_is_refused(shape):
+    with pytest.raises(ImageError, match="pixel") as refusal:
+        as_rgb8(np.zeros(shape, np.float32))
+    assert str(shape) in str(refusal.value)
+    assert "expected" in str(refusal.value)
+
+
+@pytest.mark.parametrize("dtype", ["c8", "c16", "O", "U3", "S3", "M8[s]", "m8[s]", "V4", "u1,u1"])
+@pytest.mark.parametrize("shape", [(2, 2), (2, 2, 3), (2, 2, 4)])
+def test_other_than_real_numbers_is_refused(dtype, shape):
+    with pytest.raises(ImageError, match="expected integers, floats or booleans") as refusal:
+        as_rgb8(np.zeros(shape, dtype))
+    assert str(np.dtype(dtype)) in str(refusal.value)
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "g"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("others", [0.5, -3, 1000])
+def test_nan_and_infinity_are_refused_wherever_they_are(dtype, value, others):
+    for place in range(12):
+        image = np.full((2, 2, 3), others, dtype)
+        image.flat[place] = value
+        with pytest.raises(ImageError, match="NaN or infinity: expected finite values"):
+            as_rgb8(image)
+
+
+def test_nan_and_infinity_together_are_refused():
+    with pytest.raises(ImageError, match="expected finite values"):
+        as_rgb8(np.array([[np.inf, np.nan, -np.inf]]))
+
+
+def test_a_refusal_is_a_value_error():
+    assert issubclass(ImageError, ValueError)

@@ -1,0 +1,98 @@
+"""The README's Python examples run as they are written, on a local picture and a small checkpoint."""
+
+import importlib
+import re
+import shutil
+
+import cv2
+import ikomia.utils.http
+import pytest
+from conftest import PLUGIN, REPOSITORY
+from ikomia.dataprocess.workflow import Workflow
+from PIL import Image
+from sklearn.datasets import load_sample_image
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+SECTIONS = dict(re.findall(r"^##+ (.+?)\n(.*?)(?=^## |^### |\Z)", README, re.DOTALL | re.MULTILINE))
+TRUCK = (1800, 1200)  # width and height of the picture that the examples' coordinates are for
+WHOLE_EXAMPLES = ["Use with the Ikomia API", "Outputs", "Without Ikomia"]
+MASKS_OF_SNIPPETS = {
+    "Text": 1,
+    "A single point": 3,
+    "Several points": 1,
+    "A box": 1,
+    "Several boxes": 3,
+    "A box and points": 1,
+}
+
+
+def blocks(section):
+    return re.findall(r"```python\n(.*?)```", SECTIONS[section], re.DOTALL)
+
+
+@pytest.fixture
+def readers_machine(small_checkpoint, plugins_directory, tmp_path, monkeypatch):
+    """The plugin installed, weights in the Hugging Face cache, the pictures to be had, a screen that needs no one."""
+    picture = tmp_path / "picture.png"
+    Image.fromarray(load_sample_image("flower.jpg")).resize(TRUCK).save(picture)
+    monkeypatch.setattr(ikomia.utils.http, "download_file", lambda url, path, *_: shutil.copy(picture, path))
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "hub" / "models--facebook--sam3"
+    (repository / "snapshots" / commit).mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    shutil.copy(small_checkpoint, repository / "snapshots" / commit / "sam3.pt")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    importlib.import_module("ikomia.utils.displayIO")  # chooses a backend with windows, if pyplot is not there yet
+    importlib.import_module("matplotlib.pyplot").switch_backend("Agg")
+    return picture
+
+
+@pytest.mark.parametrize("section", WHOLE_EXAMPLES)
+def test_whole_examples_run(readers_machine, section):
+    assert blocks(section)
+    for code in blocks(section):
+        namespace = {}
+        exec(compile(code, f"README.md, {section}", "exec"), namespace)
+        if "algo" in namespace:
+            assert len(namespace["algo"].get_outputs()) == 2
+            assert namespace["algo"].get_output(1).get_mask().shape == TRUCK[::-1]
+
+
+def test_every_python_block_is_tried():
+    tried = sum(len(blocks(section)) for section in [*WHOLE_EXAMPLES, *MASKS_OF_SNIPPETS])
+    assert tried == README.count("```python")
+
+
+@pytest.mark.parametrize("section", MASKS_OF_SNIPPETS)
+def test_snippets_of_advanced_usage_run(readers_machine, section):
+    (code,) = blocks(section)
+    workflow = Workflow()
+    algorithm = workflow.add_task(name=PLUGIN, auto_connect=True)
+    exec(compile(code, f"README.md, {section}", "exec"), {"algo": algorithm})
+    workflow.run_on(array=cv2.imread(str(readers_machine)))
+    masks = algorithm.get_outputs()[1:]
+    assert len(masks) == MASKS_OF_SNIPPETS[section]
+    assert all(mask.get_mask().shape == TRUCK[::-1] for mask in masks)
+
+
+def test_the_table_of_parameters_is_complete(algorithm):
+    names = re.findall(r"^\| `(\w+)` \|", SECTIONS["Parameters"], re.MULTILINE)
+    assert sorted(names) == sorted(algorithm.get_parameters())
+
+
+def test_the_error_that_is_quoted_is_the_real_one():
+    from sam3_engine.prompts import PromptError, parse_boxes
+
+    quoted = re.search(r"> `(input_box.*?)`", SECTIONS["Parameters"], re.DOTALL).group(1).replace("\n> ", " ")
+    with pytest.raises(PromptError) as error:
+        parse_boxes("[10, 10, 10, 20]")
+    assert str(error.value) == quoted
+
+
+def test_every_file_that_is_named_exists():
+    for section in ("Develop",):
+        for name in re.findall(r"^(?:    )?(\w+\.py|\w+/)\s", SECTIONS[section], re.MULTILINE):
+            assert list(REPOSITORY.glob(f"**/{name}")), name

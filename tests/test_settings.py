@@ -1,0 +1,258 @@
+"""The parameters: their defaults, how they are read from strings and written to them, and what importing them costs."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from sam3_engine.prompts import GeometricPrompt, PromptError, TextPrompt
+from sam3_engine.runtime import cuda_present
+from sam3_engine.settings import Settings
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DEFAULTS = {
+    "input_size_percent": 100,
+    "confidence_threshold": 0.5,
+    "input_text": "",
+    "input_box": "",
+    "input_point": "",
+    "input_point_label": "",
+    "multimask_output": False,
+    "model_weight_file": "",
+}
+FREE_TEXT = ["input_text", "input_box", "input_point", "input_point_label", "model_weight_file"]
+CHANGED = Settings(
+    cuda=False,
+    input_size_percent=37,
+    confidence_threshold=0.25,
+    input_text="red shoe",
+    input_box="[[1, 2, 3, 4]]",
+    input_point="((5, 6),)",
+    input_point_label="(1,)",
+    multimask_output=True,
+    model_weight_file="/weights/sam3.pt",
+)
+
+
+def test_the_defaults():
+    assert dataclasses.asdict(Settings()) == {"cuda": cuda_present(), **DEFAULTS}
+
+
+def test_the_defaults_have_the_types_of_the_table():
+    types = {field.name: type(getattr(Settings(), field.name)) for field in dataclasses.fields(Settings)}
+    assert types == {"cuda": bool, **{name: type(value) for name, value in DEFAULTS.items()}}
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        CHANGED.input_text = "other"
+
+
+# --- updates
+
+
+@pytest.mark.parametrize("name", CHANGED.to_strings())
+def test_a_partial_map_keeps_the_rest(name):
+    updated = Settings().updated({name: CHANGED.to_strings()[name]})
+    assert updated == dataclasses.replace(Settings(), **{name: getattr(CHANGED, name)})
+
+
+@pytest.mark.parametrize("strings", [{}, {"unknown": "1"}, {"": ""}, {"Input_Text": "shoe", "prompt": "[["}])
+def test_unknown_names_are_ignored(strings):
+    assert CHANGED.updated(strings) == CHANGED
+    assert CHANGED.updated({**strings, "input_text": "hat"}) == dataclasses.replace(CHANGED, input_text="hat")
+
+
+def test_an_update_leaves_the_original_as_it_was():
+    original = dataclasses.replace(CHANGED)
+    original.updated(Settings().to_strings())
+    assert original == CHANGED
+
+
+@pytest.mark.parametrize("name", ["cuda", "multimask_output"])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (str(True), True),
+        (str(False), False),
+        (str(1), True),
+        (str(0), False),
+        ("true", True),
+        ("FALSE", False),
+        ("yes", True),
+        ("No", False),
+        ("on", True),
+        ("off", False),
+        (" True\n", True),
+    ],
+)
+def test_booleans_in_every_spelling(name, text, value):
+    assert getattr(Settings().updated({name: text}), name) is value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (str(1), 1),
+        (str(50), 50),
+        (str(100), 100),
+        (str(50.0), 50),
+        ("007", 7),
+        ("+5", 5),
+        ("1e2", 100),
+        (" 50\n", 50),
+    ],
+)
+def test_percentages_in_every_spelling(text, value):
+    percent = Settings().updated({"input_size_percent": text}).input_size_percent
+    assert percent == value
+    assert type(percent) is int
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (str(0), 0),
+        (str(1), 1),
+        (str(0.0), 0),
+        (str(1.0), 1),
+        (str(0.1 + 0.2), 0.1 + 0.2),
+        (str(1e-05), 1e-05),
+        (".5", 0.5),
+        ("5E-1", 0.5),
+        (" 0.25\t", 0.25),
+    ],
+)
+def test_thresholds_in_every_spelling(text, value):
+    threshold = Settings().updated({"confidence_threshold": text}).confidence_threshold
+    assert threshold == value
+    assert type(threshold) is float
+
+
+MALFORMED = ["", " ", "abc", "None", "nan", "NaN", "inf", "-inf", "Infinity", "1e999", "-1e999", "0x1", "1,5", "50%"]
+MALFORMED += ["[1]", "(1,)", "1 2", "1.0.0", "True", "False", "--1", "1e", "½", "9" * 5000, "x" * 100_000]
+
+
+def names(texts: list[str]) -> list[str]:
+    return [text if len(text) <= 20 else f"{text[:3]}..." for text in texts]
+
+
+def assert_refused(name: str, text: str, expected: str) -> None:
+    good = {other: value for other, value in Settings().to_strings().items() if other != name}
+    before = dataclasses.replace(CHANGED)
+    with pytest.raises(ValueError, match=name) as caught:
+        CHANGED.updated({**good, name: text})
+    assert before == CHANGED
+    message = str(caught.value)
+    opening = repr(text) if len(text) <= 80 else repr(text[:60])[:-1]
+    assert message.startswith(f"{name} = {opening}")
+    assert expected in message
+    assert len(message) < 300
+
+
+PERCENT_OUT_OF_RANGE = ["0", "0.5", "-1", "-50", "101", "100.5", "50.5", "100.0000001", "1e3", "0.99999999"]
+
+
+@pytest.mark.parametrize("text", PERCENT_OUT_OF_RANGE + MALFORMED, ids=names(PERCENT_OUT_OF_RANGE + MALFORMED))
+def test_other_than_a_whole_percentage_is_refused(text):
+    assert_refused("input_size_percent", text, "expected a whole number from 1 to 100")
+
+
+THRESHOLD_OUT_OF_RANGE = ["-0.1", "-1", "1.1", "2", "50", "1.0000000001", "-1e-300", "1e300"]
+
+
+@pytest.mark.parametrize("text", THRESHOLD_OUT_OF_RANGE + MALFORMED, ids=names(THRESHOLD_OUT_OF_RANGE + MALFORMED))
+def test_other_than_a_fraction_is_refused_as_threshold(text):
+    assert_refused("confidence_threshold", text, "expected a number from 0 to 1")
+
+
+NOT_A_BOOLEAN = [text for text in MALFORMED if text not in ("True", "False")]
+NOT_A_BOOLEAN += ["2", "-1", "10", "maybe", "TrueFalse", "True,", "'True'", "[True]"]
+
+
+@pytest.mark.parametrize("name", ["cuda", "multimask_output"])
+@pytest.mark.parametrize("text", NOT_A_BOOLEAN, ids=names(NOT_A_BOOLEAN))
+def test_other_than_a_boolean_is_refused(name, text):
+    assert_refused(name, text, "expected True or False")
+
+
+# --- strings and back
+
+ANY_SETTINGS = st.builds(
+    Settings,
+    cuda=st.booleans(),
+    input_size_percent=st.integers(1, 100),
+    confidence_threshold=st.floats(0, 1, allow_subnormal=False),
+    multimask_output=st.booleans(),
+    **dict.fromkeys(FREE_TEXT, st.text() | st.sampled_from(["[[1, 2]]", "((5, 6),)", " ", "[[", "a\nb", "None"])),
+)
+
+
+@hypothesis_settings(max_examples=200, deadline=None)
+@given(settings=ANY_SETTINGS, others=ANY_SETTINGS)
+def test_settings_survive_the_way_through_strings(settings, others):
+    strings = settings.to_strings()
+    assert others.updated(strings) == settings
+    assert set(strings) == {"cuda", *DEFAULTS}
+    assert all(type(text) is str for text in strings.values())
+
+
+@pytest.mark.parametrize("name", FREE_TEXT)
+@pytest.mark.parametrize(
+    "text", ["", "  [[1, 2\n", "((5, 6),)", "NaN", "{", "shoe ", "\u00a0é𝐀", "x" * 100_000], ids=ascii
+)
+def test_texts_are_kept_as_typed(name, text):
+    updated = CHANGED.updated({name: text})
+    assert getattr(updated, name) == text
+    assert updated.to_strings()[name] == text
+
+
+# --- prompts
+
+
+def test_the_prompt_is_parsed_from_the_strings():
+    expected = GeometricPrompt(boxes=((1, 2, 3, 4),), points=((5, 6),), point_labels=(0,))
+    strings = {"input_box": "[1, 2, 3, 4]", "input_point": "((5, 6),)", "input_point_label": "0"}
+    assert Settings().updated(strings).prompt() == expected
+    assert Settings().updated({**strings, "input_text": " red  shoe"}).prompt() == TextPrompt("red shoe")
+
+
+def test_what_is_drawn_is_the_prompt_if_nothing_is_typed():
+    drawn = GeometricPrompt(points=((5, 6),), point_labels=(1,), drawn=True)
+    assert Settings().prompt(drawn) == drawn
+    assert Settings().prompt() is None
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("input_box", "[[1, 2, 3]]"), ("input_point", "[[NaN, 1]]"), ("input_point_label", "2")],
+)
+def test_a_malformed_prompt_is_refused_when_it_is_asked_for(name, text):
+    settings = Settings().updated({name: text})
+    with pytest.raises(PromptError, match=f"^{name} = "):
+        settings.prompt()
+    assert settings.updated({name: ""}).prompt() is None
+
+
+# --- imports
+
+
+@pytest.mark.parametrize("module", ["settings", "prompts", "weights", "images"])
+def test_importing_loads_neither_torch_nor_sam3(module):
+    code = f"""
+import sys
+import sam3_engine.{module}
+if "sam3_engine.settings" in sys.modules:
+    sys.modules["sam3_engine.settings"].Settings().updated({{"input_point": "[1, 2]"}}).prompt()
+print(*{{name.partition(".")[0] for name in sys.modules}})
+"""
+    finished = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert finished.returncode == 0, finished.stderr
+    loaded = set(finished.stdout.split())
+    assert "sam3_engine" in loaded
+    assert not loaded & {"torch", "torchvision", "sam3"}
