@@ -52,7 +52,8 @@ class Segment:
         width, height: of the source image, in pixels.
         score: 0..1. Text: how sure SAM 3 is of the instance. Points and boxes: its estimate of the mask's IoU.
         label: the phrase, or "object".
-        detected_box: (x1, y1, x2, y2) in source-image pixels as the network gave it with the instance (text only).
+        detected_box: (x1, y1, x2, y2) in source-image pixels as the network gave it with the instance, cut to the image
+            (text only).
     """
 
     mask_logits: torch.Tensor
@@ -159,7 +160,7 @@ class Predictor:
         by_falling_score = scores.argsort(descending=True, stable=True)
         kept = by_falling_score[scores[by_falling_score] > threshold]
         size = torch.tensor([embedding.width, embedding.height] * 2, device=self.model.device)
-        boxes = outputs["pred_boxes_xyxy"][0, kept].float() * size
+        boxes = outputs["pred_boxes_xyxy"][0, kept].float().clamp(0, 1) * size
         return [
             Segment(logits, embedding.width, embedding.height, score, phrase, tuple(box))
             for logits, score, box in zip(

@@ -31,7 +31,8 @@ class WeightsError(RuntimeError):
 def find_checkpoint(model_weight_file: str, plugin_weights: Path) -> Path:
     """Find the SAM 3 checkpoint, downloading it if need be.
 
-    A download resumes when the connection is cut, shows its progress on stderr and stays in the Hugging Face cache.
+    A download goes on where it was when the connection is cut (not in a later call: huggingface_hub then begins
+    again), shows its progress on a terminal and stays in the Hugging Face cache.
 
     Args:
         model_weight_file: path of a local checkpoint; blank to use the published weights.
@@ -48,7 +49,8 @@ def find_checkpoint(model_weight_file: str, plugin_weights: Path) -> Path:
         named = os.path.expanduser(model_weight_file.strip())
         if not os.path.isfile(named):
             reason = "this is a folder" if os.path.isdir(named) else "there is no such file"
-            raise ValueError(f"model_weight_file = {quote(named)}: {reason}; expected a SAM 3 checkpoint.")
+            typed = quote(model_weight_file.strip(), limit=1000)
+            raise ValueError(f"model_weight_file = {typed}: {reason}; expected a SAM 3 checkpoint.")
         return Path(named)
 
     beside_the_plugin = plugin_weights / FILE_NAME
@@ -69,6 +71,7 @@ def _downloaded(beside_the_plugin: Path) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
+        FileMetadataError,
         GatedRepoError,
         HfHubHTTPError,
         LocalEntryNotFoundError,
@@ -87,6 +90,11 @@ def _downloaded(beside_the_plugin: Path) -> Path:
         cause = error.__cause__
         if isinstance(cause, HfHubHTTPError):
             raise _refused(cause, place_by_hand) from error
+        if isinstance(cause, FileMetadataError):
+            raise WeightsError(
+                f"What answers when asked for {FILE_NAME} is not the Hugging Face hub. Check the proxy, the login page "
+                f"of the network if it has one, and HF_ENDPOINT. {place_by_hand}"
+            ) from error
         raise WeightsError(
             f"The hub cannot be reached, and {FILE_NAME} is not in the local Hugging Face cache. "
             f"Check the network (and HF_HUB_OFFLINE), then run again. {place_by_hand}"
@@ -95,8 +103,9 @@ def _downloaded(beside_the_plugin: Path) -> Path:
         raise WeightsError(f"{REPOSITORY} has no file {FILE_NAME}. {place_by_hand}") from error
     except HfHubHTTPError as error:
         raise _refused(error, place_by_hand) from error
-    except (OSError, httpx.HTTPError) as error:
-        raise WeightsError(f"The download of {FILE_NAME} failed: {error}. {place_by_hand}") from error
+    except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:  # hf_xet has no exceptions of its own
+        reason = str(error).rstrip(".")
+        raise WeightsError(f"The download of {FILE_NAME} failed: {reason}. {place_by_hand}") from error
 
 
 def _refused(error: Exception, place_by_hand: str) -> WeightsError:
@@ -104,6 +113,5 @@ def _refused(error: Exception, place_by_hand: str) -> WeightsError:
     status = error.response.status_code  # type: ignore[attr-defined]
     if status in (401, 403):
         return WeightsError(f"No access to {REPOSITORY} (HTTP {status}). {_ACCESS_STEPS} {place_by_hand}")
-    return WeightsError(
-        f"The hub answered with HTTP {status} when asked for {FILE_NAME}. Try again later. {place_by_hand}"
-    )
+    advice = "Try again later." if status in (408, 429) or status >= 500 else ""
+    return WeightsError(f"The hub answered with HTTP {status} when asked for {FILE_NAME}. {advice} {place_by_hand}")

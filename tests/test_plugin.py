@@ -1,0 +1,158 @@
+"""What Ikomia and its HUB see of the plugin: information, factories, packaging, the settings panel."""
+
+import importlib
+import json
+import os
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+from conftest import PLUGIN, REPOSITORY
+from ikomia import core
+from ikomia.dataprocess.registry import ik_registry
+
+
+@pytest.fixture
+def plugin(workflow):
+    """The plugin's entry point, imported as Ikomia does it."""
+    return importlib.import_module(f"{PLUGIN}.{PLUGIN}").IkomiaPlugin()
+
+
+def test_the_information_is_complete(plugin):
+    info = plugin.get_process_factory().info
+    assert info.name == PLUGIN
+    assert info.path == "Plugins/Python/Segmentation"
+    assert re.fullmatch(r"\d+\.\d+\.\d+", info.version)
+    assert info.authors == "Meta AI Research"
+    assert info.year == 2025
+    assert info.min_ikomia_version == "0.16.0"
+    assert info.min_python_version == "3.11.0"
+    assert info.algo_type == core.AlgoType.INFER
+    assert info.algo_tasks == "SEMANTIC_SEGMENTATION"
+    hardware = info.hardware_config
+    assert (hardware.min_ram, hardware.gpu_required, hardware.min_vram) == (16, False, 6)
+    for text in (info.short_description, info.description, info.article, info.license, info.keywords, info.repository):
+        assert text
+    assert (REPOSITORY / info.icon_path).is_file()
+
+
+def test_the_icon_is_a_small_square_png(plugin):
+    data = (REPOSITORY / plugin.get_process_factory().info.icon_path).read_bytes()
+    assert data.startswith(b"\x89PNG")
+    width, height = struct.unpack(">II", data[16:24])
+    assert width == height >= 64
+    assert len(data) < 100_000
+
+
+def test_ikomia_lists_the_algorithm_once_it_is_used(workflow):
+    assert PLUGIN in ik_registry.get_algorithms()
+
+
+def test_every_factory_has_the_plugins_name(plugin):
+    assert plugin.get_process_factory().info.name == PLUGIN
+    assert plugin.get_param_factory().name == PLUGIN
+    assert plugin.get_widget_factory().name == PLUGIN
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        "plugin.get_process_factory().info.name",
+        "plugin.get_process_factory().create(None)",
+        "plugin.get_param_factory().create().set_values({'input_text': 'shoe'})",
+    ],
+)
+def test_torch_is_imported_only_when_it_is_needed(plugins_directory, then):
+    code = f"""
+import sys
+import ikomia
+sys.path.insert(0, {str(plugins_directory / "Python")!r})
+from {PLUGIN}.{PLUGIN} import IkomiaPlugin
+plugin = IkomiaPlugin()
+{then}
+assert not {{"torch", "sam3", "huggingface_hub", "PyQt6"}} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_hubs_own_test_passes(workflow, algorithm, photograph, tmp_path):
+    picture = tmp_path / "coco.png"
+    cv2.imwrite(str(picture), photograph)
+    hub_test = importlib.import_module(f"{PLUGIN}.{PLUGIN}_test")
+    workflow.set_image_input(array=photograph)
+    algorithm.set_input(workflow.get_input(0), 0)
+    parameters, outcome = hub_test.test(algorithm, {"images": {"detection": {"coco": str(picture)}}})
+    assert outcome == "OK", outcome
+    assert parameters["input_box"] == ""
+
+
+def test_the_hubs_own_test_reports_a_failure(workflow, algorithm, photograph, tmp_path):
+    picture = tmp_path / "coco.png"
+    cv2.imwrite(str(picture), photograph[:50, :50])  # too small for the boxes
+    hub_test = importlib.import_module(f"{PLUGIN}.{PLUGIN}_test")
+    workflow.set_image_input(array=photograph)
+    algorithm.set_input(workflow.get_input(0), 0)
+    _, outcome = hub_test.test(algorithm, {"images": {"detection": {"coco": str(picture)}}})
+    assert "outside the image" in outcome
+
+
+def test_ikomias_installer_takes_the_requirements_in_the_right_order():
+    """Its rule, from ikomia/utils/plugintools.py: every file that matches, in the order of their names."""
+    taken = sorted(path.name for path in REPOSITORY.iterdir() if re.search("[rR]equirements[0-9]*.txt", path.name))
+    assert taken == ["build_requirements.txt", "requirements.txt"]
+
+
+def test_what_is_installed_is_what_is_required():
+    subprocess.run([sys.executable, "-m", "pip", "check"], check=True, capture_output=True)
+
+
+PANEL = """
+import json, os, sys
+from PyQt6.QtWidgets import QApplication, QLineEdit, QSpinBox, QDoubleSpinBox, QCheckBox
+application = QApplication([])
+sys.path.insert(0, {plugins!r})
+from {plugin}.{plugin} import IkomiaPlugin
+entry = IkomiaPlugin()
+parameters = entry.get_param_factory().create()
+parameters.set_values(json.loads({given!r}))
+panel = entry.get_widget_factory().create(parameters)
+window = panel._layout.parentWidget()
+window.show()
+for name, value in json.loads({typed!r}).items():
+    kind = {{bool: QCheckBox, int: QSpinBox, float: QDoubleSpinBox, str: QLineEdit}}[type(value)]
+    field = window.findChild(kind, name)
+    {{bool: lambda: field.setChecked(value), str: lambda: field.setText(value)}}.get(
+        type(value), lambda: field.setValue(value)
+    )()
+panel.on_apply()
+assert "torch" not in sys.modules
+print(json.dumps(parameters.get_values()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "typed"),
+    [
+        ({}, {}),
+        ({"input_text": "shoe", "confidence_threshold": "0.3", "multimask_output": "True"}, {}),
+        ({"input_box": "[[1, 2, 3, 4]]", "model_weight_file": "/a/b.pt"}, {"input_box": "[5, 6, 7, 8]"}),
+        ({}, {"input_size_percent": 50, "confidence_threshold": 0.25, "multimask_output": True, "input_text": "shoe"}),
+        ({"input_text": "shoe"}, {"input_text": "", "input_point": "[[1, 2", "input_point_label": "[0]"}),
+    ],
+)
+def test_the_settings_panel_shows_and_changes_the_parameters(plugins_directory, given, typed):
+    """In real Qt, in a process of its own: an application cannot be had twice."""
+    code = PANEL.format(
+        plugins=str(plugins_directory / "Python"), plugin=PLUGIN, given=json.dumps(given), typed=json.dumps(typed)
+    )
+    environment = {**os.environ, "QT_QPA_PLATFORM": "offscreen", "XDG_RUNTIME_DIR": str(Path(plugins_directory))}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    applied = json.loads(done.stdout.splitlines()[-1])
+    wanted = {**given, **{name: str(value) for name, value in typed.items()}}
+    assert {name: applied[name] for name in wanted} == wanted

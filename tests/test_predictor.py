@@ -1,0 +1,191 @@
+"""The engine by itself: an embedding serves many prompts, masks stay small until asked for, and no Ikomia is needed."""
+
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from conftest import REPOSITORY
+
+from sam3_engine.images import ImageError
+from sam3_engine.model import load_model
+from sam3_engine.predictor import Predictor, Segment, label_map
+from sam3_engine.prompts import GeometricPrompt, PromptError, TextPrompt
+
+CPU = torch.device("cpu")
+BOX = (60.0, 80.0, 300.0, 330.0)
+BOXES = (BOX, (5.0, 5.0, 635.0, 420.0), (350.0, 100.0, 520.0, 390.0))
+
+
+@pytest.fixture(scope="module")
+def predictor(small_checkpoint):
+    return Predictor(load_model(small_checkpoint, CPU, torch.float32))
+
+
+@pytest.fixture(scope="module")
+def embedding(predictor, photograph):
+    return predictor.encode_image(photograph)
+
+
+def test_an_embedding_serves_any_number_of_prompts(predictor, embedding, photograph):
+    prompts = [GeometricPrompt(boxes=BOXES), TextPrompt("shoe"), GeometricPrompt(boxes=(BOX,))]
+    fresh = [predictor.segment(predictor.encode_image(photograph), prompt)[:1] for prompt in prompts]
+    for prompt, wanted in zip([*prompts, *prompts], [*fresh, *fresh], strict=True):
+        found = predictor.segment(embedding, prompt)[:1]
+        assert [segment.score for segment in found] == [segment.score for segment in wanted]
+        assert all(torch.equal(a.mask_logits, b.mask_logits) for a, b in zip(found, wanted, strict=True))
+
+
+def test_the_encoder_is_not_run_again_for_a_prompt(predictor, embedding, monkeypatch):
+    monkeypatch.setattr(predictor.model.network.backbone, "forward_image", None)
+    assert predictor.segment(embedding, GeometricPrompt(boxes=BOXES), multimask=True)
+    predictor.segment(embedding, TextPrompt("shoe"))
+
+
+def test_a_pil_image_is_the_same_as_its_array(predictor, embedding, photograph):
+    picture = PIL.Image.fromarray(photograph)
+    same = predictor.encode_image(picture)
+    assert (same.width, same.height) == picture.size == (embedding.width, embedding.height)
+    for level, wanted in zip(same.features["backbone_fpn"], embedding.features["backbone_fpn"], strict=True):
+        assert torch.equal(level, wanted)
+    palette = predictor.encode_image(picture.convert("P"))
+    assert (palette.width, palette.height) == picture.size
+
+
+def test_an_image_that_is_none_is_refused(predictor):
+    with pytest.raises(ImageError):
+        predictor.encode_image(np.zeros((0, 5, 3), np.uint8))
+
+
+def test_boxes_beyond_one_pass_keep_their_order(predictor, embedding):
+    boxes = tuple((10.0 * k, 5.0, 10.0 * k + 200, 300.0) for k in range(40))
+    together = predictor.segment(embedding, GeometricPrompt(boxes=boxes), multimask=True)
+    assert len(together) == 3 * len(boxes)
+    for k in (0, 15, 16, 31, 39):
+        alone = predictor.segment(embedding, GeometricPrompt(boxes=(boxes[k],)), multimask=True)
+        found = together[3 * k : 3 * k + 3]
+        assert [segment.score for segment in found] == pytest.approx([segment.score for segment in alone], abs=1e-3)
+        assert all(np.mean(a.mask == b.mask) > 0.999 for a, b in zip(found, alone, strict=True))
+
+
+def test_a_box_partly_outside_is_the_clipped_box(predictor, embedding):
+    (outside,) = predictor.segment(embedding, GeometricPrompt(boxes=((-50.0, -20.0, 300.0, 330.0),)))
+    (clipped,) = predictor.segment(embedding, GeometricPrompt(boxes=((0.0, 0.0, 300.0, 330.0),)))
+    assert torch.equal(outside.mask_logits, clipped.mask_logits)
+    with pytest.raises(PromptError, match="outside the image"):
+        predictor.segment(embedding, GeometricPrompt(boxes=((-50.0, -20.0, -1.0, 330.0),)))
+
+
+def test_the_threshold_is_exclusive_and_keeps_the_order(predictor, embedding):
+    every = predictor.segment(embedding, TextPrompt("shoe"), confidence_threshold=0.0)
+    scores = [segment.score for segment in every]
+    assert scores == sorted(scores, reverse=True)
+    middle = scores[len(scores) // 2]
+    kept = predictor.segment(embedding, TextPrompt("shoe"), confidence_threshold=middle)
+    assert [segment.score for segment in kept] == [score for score in scores if score > middle]
+    assert 0 < len(kept) < len(every)
+
+
+def test_the_box_of_an_instance_is_inside_its_image_and_that_of_an_outline_bounds_its_mask(predictor, embedding):
+    for segment in predictor.segment(embedding, TextPrompt("shoe"), confidence_threshold=0.0):
+        x1, y1, x2, y2 = segment.box
+        assert 0 <= x1 < x2 <= embedding.width
+        assert 0 <= y1 < y2 <= embedding.height
+    (segment,) = predictor.segment(embedding, GeometricPrompt(boxes=(BOX,)))
+    x1, y1, x2, y2 = (int(coordinate) for coordinate in segment.box)
+    assert segment.mask[y1:y2, x1:x2].sum() == segment.mask.sum() > 0
+    for edge in (segment.mask[y1], segment.mask[y2 - 1], segment.mask[:, x1], segment.mask[:, x2 - 1]):
+        assert edge.any()
+
+
+def segment_of(logits, width, height):
+    return Segment(torch.tensor(logits), width, height, 0.5, "object")
+
+
+def test_an_empty_mask_has_an_empty_box():
+    assert segment_of([[-1.0, -1.0], [-1.0, -1.0]], 40, 30).box == (0.0, 0.0, 0.0, 0.0)
+
+
+def test_masks_are_interpolated_between_the_networks_pixels():
+    mask = segment_of([[5.0, -5.0], [5.0, -5.0]], 8, 2).mask
+    assert mask.tolist() == [[True] * 4 + [False] * 4] * 2
+    lopsided = segment_of([[15.0, -5.0], [15.0, -5.0]], 80, 2).mask
+    assert lopsided.sum(axis=1).tolist() == [50, 50]
+
+
+def test_the_better_segment_is_on_top_of_the_label_map():
+    left_half = segment_of([[5.0, -5.0]], 8, 4)
+    everything = segment_of([[5.0, 5.0]], 8, 4)
+    assert label_map([left_half, everything], 8, 4).tolist() == [[1] * 4 + [2] * 4] * 4
+    assert label_map([everything, left_half], 8, 4).tolist() == [[1] * 8] * 4
+    assert label_map([], 8, 4).tolist() == [[0] * 8] * 4
+
+
+def test_many_instances_on_24_megapixels_take_less_than_half_a_gigabyte():
+    """Above the label map, in a process of its own. 60 masks kept at a time would take three times that."""
+    code = """
+import resource, numpy as np, torch
+from sam3_engine.predictor import Segment, label_map
+logits = torch.randn(60, 288, 288, generator=torch.Generator().manual_seed(0))
+segments = [Segment(one, 6000, 4000, 0.5, "object") for one in logits]
+segments[0].mask  # threads and kernels are there
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+painted = label_map(segments, 6000, 4000)
+grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+assert painted.shape == (4000, 6000) and painted.any()
+print(grown)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert int(done.stdout) - 24e6 < 0.5e9
+
+
+def test_threads_on_one_model_get_the_results_of_one_thread(predictor, photograph):
+    prompts = [GeometricPrompt(boxes=(box,)) for box in BOXES] + [TextPrompt("shoe")]
+    embeddings = [predictor.encode_image(image) for image in (photograph, photograph[:, ::-1])]
+    wanted = {
+        (e, p): predictor.segment(embeddings[e], prompt, confidence_threshold=0)[0].mask
+        for e in range(2)
+        for p, prompt in enumerate(prompts)
+    }
+    wrong = []
+
+    def work(start):
+        for step in range(8):
+            e, p = (start + step) % 2, (start + 3 * step) % len(prompts)
+            found = predictor.segment(embeddings[e], prompts[p], confidence_threshold=0)[0].mask
+            if not np.array_equal(found, wanted[e, p]):
+                wrong.append((e, p))
+
+    threads = [threading.Thread(target=work, args=(start,)) for start in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert wrong == []
+
+
+def test_the_engine_runs_without_ikomia(small_checkpoint):
+    code = f"""
+import sys
+sys.modules["ikomia"] = None  # importing it fails
+from pathlib import Path
+import numpy as np, torch
+from sam3_engine.model import shared_model
+from sam3_engine.predictor import Predictor
+from sam3_engine.settings import Settings
+settings = Settings().updated({{"input_box": "[5, 5, 50, 50]", "model_weight_file": {str(small_checkpoint)!r}}})
+predictor = Predictor(shared_model(Path(settings.model_weight_file), torch.device("cpu")))
+(segment,) = predictor.segment(predictor.encode_image(np.zeros((60, 80), np.uint16)), settings.prompt())
+assert segment.mask.shape == (60, 80)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_sizes_are_written_into_the_predictor():
+    source = (REPOSITORY / "sam3_engine" / "predictor.py").read_text()
+    assert not {"1008", "288", "144", "72"} & set(source.replace("(", " ").replace(",", " ").split())

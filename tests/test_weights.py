@@ -1,0 +1,405 @@
+"""find_checkpoint() against a server on 127.0.0.1 that plays the Hugging Face hub over real HTTP."""
+
+import json
+import os
+import random
+import re
+import socket
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PUBLISHED = random.Random(3).randbytes(300_000)
+TOKEN = "hf_aTokenThatNobodyMaySee"
+
+
+class Denial(NamedTuple):
+    """An answer of the hub that is no file."""
+
+    status: int
+    code: str = ""  # the header X-Error-Code
+    message: str = ""  # the header X-Error-Message
+
+
+NO_ACCESS = [
+    pytest.param(Denial(401, "GatedRepo", "Access to model facebook/sam3 is restricted."), "", id="gated-no-token"),
+    pytest.param(Denial(401), "", id="401-no-token"),
+    pytest.param(Denial(401, "", "Invalid credentials in Authorization header"), TOKEN, id="401-wrong-token"),
+    pytest.param(Denial(403, "GatedRepo", "You are not in the authorized list."), TOKEN, id="gated-token-not-approved"),
+    pytest.param(Denial(403), TOKEN, id="403-token-without-permission"),
+    pytest.param(Denial(404, "RepoNotFound", "Repository not found"), TOKEN, id="404-hidden-repository"),
+]
+NO_FILE = Denial(404, "EntryNotFound", "Entry not found")
+
+# Runs with the repository as its working directory. huggingface_hub asks a failing hub again after 1, 2, 4, 8 and 8
+# seconds; here it asks as often, without the waiting.
+FIND_CHECKPOINT = """
+import json, sys, time, traceback
+from pathlib import Path
+time.sleep = lambda seconds: None
+from sam3_engine.weights import find_checkpoint
+try:
+    outcome = {"path": str(find_checkpoint(sys.argv[1], Path(sys.argv[2])))}
+except Exception as error:
+    traceback.print_exc()
+    outcome = {"error": type(error).__name__, "message": str(error)}
+print(json.dumps(outcome))
+"""
+
+
+class Request(NamedTuple):
+    """What the hub was asked for, and the status it answered with."""
+
+    method: str
+    headers: dict[str, str]
+    status: int
+
+
+class Hub(ThreadingHTTPServer):
+    """Gives ``content`` to whoever asks for sam3.pt of facebook/sam3, unless there is a ``denial``."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), HubConnection)
+        self.content = PUBLISHED
+        self.denial: Denial | None = None
+        self.cuts = 0  # of how many GETs, the first ones, only half of the answer goes out
+        self.requests: list[Request] = []
+
+    @property
+    def gets(self) -> list[Request]:
+        return [request for request in self.requests if request.method == "GET"]
+
+
+class HubConnection(BaseHTTPRequestHandler):
+    """One connection of a client to a :class:`Hub`."""
+
+    protocol_version = "HTTP/1.1"
+    server: Hub
+
+    def do_HEAD(self) -> None:  # noqa: N802
+        self._answer()
+
+    def do_GET(self) -> None:  # noqa: N802
+        cut = len(self.server.gets) < self.server.cuts
+        body = self._answer()
+        self.wfile.write(body[: len(body) // 2] if cut else body)
+        self.close_connection = cut
+
+    def _answer(self) -> bytes:
+        """Note the request and send the head of the answer; returns the body that belongs to it."""
+        status, headers, body = self._reply()
+        self.server.requests.append(Request(self.command, dict(self.headers), status))
+        self.send_response(status)
+        headers |= {"X-Repo-Commit": "0123456789" * 4, "Content-Length": str(len(body))}
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        return body
+
+    def _reply(self) -> tuple[int, dict[str, str], bytes]:
+        denial = self.server.denial
+        if self.path != "/facebook/sam3/resolve/main/sam3.pt":
+            denial = NO_FILE
+        if denial:
+            reasons = {"X-Error-Code": denial.code, "X-Error-Message": denial.message}
+            return denial.status, {name: reason for name, reason in reasons.items() if reason}, b"denied"
+
+        content = self.server.content
+        headers = {"ETag": f'"{"ab" * 32}"', "Accept-Ranges": "bytes"}
+        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        if not wanted:
+            return 200, headers, content
+        start = int(wanted[1])
+        headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        return 206, headers, content[start:]
+
+    def log_message(self, *_: object) -> None:
+        """Keep the output of the tests free of a line per request."""
+
+
+@dataclass
+class Outcome:
+    """What find_checkpoint() returned or raised; ``stderr`` has the traceback, too."""
+
+    stderr: str
+    path: Path | None = None
+    error: str = ""
+    message: str = ""
+
+
+class Machine:
+    """A user's machine, all of it in ``folder``, and the hub that it asks."""
+
+    def __init__(self, folder: Path, endpoint: str) -> None:
+        self.folder = folder
+        self.endpoint = endpoint
+        self.home = folder / "home"
+        self.beside_the_plugin = folder / "plugin" / "weights" / "sam3.pt"
+        self.hf_home = folder / "hf"
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir()
+
+    def find_checkpoint(self, model_weight_file: str = "", **environment: str) -> Outcome:
+        """Call it in a process of its own: huggingface_hub reads the environment once, when it is imported."""
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("HF_", "HUGGING", "XDG_", "TQDM_")) and not name.upper().endswith("_PROXY")
+        }
+        ours = {
+            "HF_ENDPOINT": self.endpoint,
+            "HF_HOME": str(self.hf_home),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HOME": str(self.home),
+            "TMPDIR": str(self.temporary),
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", FIND_CHECKPOINT, model_weight_file, str(self.beside_the_plugin.parent)],
+            cwd=REPOSITORY,
+            env=inherited | ours | environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        answer = json.loads(done.stdout)
+        if "path" in answer:
+            return Outcome(done.stderr, Path(answer["path"]))
+        return Outcome(done.stderr, error=answer["error"], message=answer["message"])
+
+
+@pytest.fixture
+def hub():
+    with Hub() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def machine(tmp_path, hub) -> Machine:
+    return Machine(tmp_path, f"http://127.0.0.1:{hub.server_port}")
+
+
+def write(path: Path, content: bytes = b"weights") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def fill_cache(machine: Machine, hub: Hub) -> Path:
+    """Have sam3.pt in the Hugging Face cache, and the hub as if nobody had asked it."""
+    cached = machine.find_checkpoint().path
+    assert cached is not None
+    hub.requests.clear()
+    return cached
+
+
+def assert_says_where_to_put_the_file(outcome: Outcome, machine: Machine) -> None:
+    assert str(machine.beside_the_plugin) in outcome.message
+    assert "model_weight_file" in outcome.message
+
+
+# Where it looks, in which order
+
+
+def test_a_named_file_wins_over_all_others(machine, hub):
+    fill_cache(machine, hub)
+    write(machine.beside_the_plugin)
+    named = write(machine.folder / "mine.pt")
+
+    assert machine.find_checkpoint(str(named)).path == named
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("nothing_named", ["", "  "])
+def test_the_file_beside_the_plugin_wins_over_the_cache(machine, hub, nothing_named):
+    fill_cache(machine, hub)
+    write(machine.beside_the_plugin)
+
+    assert machine.find_checkpoint(nothing_named).path == machine.beside_the_plugin
+    assert hub.requests == []
+
+
+def test_the_cache_is_used_without_a_request_to_the_hub(machine, hub):
+    cached = fill_cache(machine, hub)
+
+    assert machine.find_checkpoint().path == cached
+    assert hub.requests == []
+
+
+def test_the_hub_is_asked_when_the_file_is_nowhere(machine, hub):
+    assert machine.find_checkpoint().path.read_bytes() == PUBLISHED
+    assert [request.method for request in hub.requests] == ["HEAD", "GET"]
+
+
+# A named file
+
+
+@pytest.mark.parametrize("written", ["~/mine.pt", "  {home}/mine.pt\t", " ~/mine.pt\n"])
+def test_a_named_file_may_start_in_the_home_folder_and_have_blanks_around(machine, written):
+    named = write(machine.home / "mine.pt")
+
+    assert machine.find_checkpoint(written.format(home=machine.home)).path == named
+
+
+# relative names, as a message shortens a long path and that of a temporary folder may be long
+@pytest.mark.parametrize(("named", "reason"), [("absent/mine.pt", "no such file"), ("tests", "a folder")])
+def test_a_named_file_that_is_none_is_refused(machine, hub, named, reason):
+    write(machine.beside_the_plugin)
+
+    outcome = machine.find_checkpoint(f" {named} ")
+
+    assert outcome.error == "ValueError"
+    assert f"model_weight_file = '{named}'" in outcome.message
+    assert reason in outcome.message
+    assert hub.requests == []
+
+
+# A download
+
+
+def test_a_download_is_one_file_inside_the_cache_and_happens_once(machine, hub):
+    path = machine.find_checkpoint(HF_TOKEN=TOKEN).path
+
+    assert path.read_bytes() == PUBLISHED
+    assert path.is_relative_to(machine.hf_home / "hub")
+    files = [file for file in machine.folder.rglob("*") if file.is_file() and not file.is_symlink()]
+    assert [file for file in files if file.stat().st_size > 1000] == [path.resolve()]
+
+    hub.requests.clear()
+    assert machine.find_checkpoint(HF_TOKEN=TOKEN).path == path
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("logged_in", [False, True], ids=["HF_TOKEN", "hf-auth-login"])
+def test_a_download_carries_the_token(machine, hub, logged_in):
+    if logged_in:
+        write(machine.hf_home / "token", TOKEN.encode())
+        machine.find_checkpoint()
+    else:
+        machine.find_checkpoint(HF_TOKEN=TOKEN)
+
+    carried = [(request.method, request.headers.get("authorization")) for request in hub.requests]
+    assert carried == [("HEAD", f"Bearer {TOKEN}"), ("GET", f"Bearer {TOKEN}")]
+
+
+def test_a_download_shows_its_progress_on_stderr(machine):
+    shown = machine.find_checkpoint(TQDM_POSITION="-1").stderr  # or else only on a terminal
+
+    assert "sam3.pt: 100%" in shown
+    assert "300k/300k" in shown
+
+
+def test_a_download_resumes_when_the_connection_is_cut(machine, hub):
+    # huggingface_hub writes 10 MiB at a time: a cut before that leaves nothing to resume from
+    hub.content = random.Random(4).randbytes(25 * 2**20)
+    hub.cuts = 1
+
+    outcome = machine.find_checkpoint(HF_TOKEN=TOKEN)
+
+    whole, rest = hub.gets
+    assert (whole.status, rest.status) == (200, 206)
+    assert "Range" not in whole.headers
+    assert rest.headers["Range"] == f"bytes={10 * 2**20}-"
+    assert outcome.path.read_bytes() == hub.content
+
+
+def test_a_file_that_was_missing_on_the_hub_is_asked_for_again(machine, hub):
+    hub.denial = NO_FILE
+    assert machine.find_checkpoint().error == "WeightsError"
+
+    hub.denial = None
+    assert machine.find_checkpoint().path.read_bytes() == PUBLISHED
+
+
+# No download
+
+
+@pytest.mark.parametrize(("denial", "token"), NO_ACCESS)
+def test_a_hub_that_denies_access_leads_to_the_steps_to_get_it(machine, hub, denial, token):
+    hub.denial = denial
+
+    outcome = machine.find_checkpoint(HF_TOKEN=token)
+
+    assert outcome.error == "WeightsError"
+    steps = ["https://huggingface.co/facebook/sam3 ", "read token", "`hf auth login`", "HF_TOKEN"]
+    assert [step for step in steps if step not in outcome.message] == []
+    assert_says_where_to_put_the_file(outcome, machine)
+    carried = {request.headers.get("authorization") for request in hub.requests}
+    assert carried == {f"Bearer {token}" if token else None}
+
+
+def test_a_file_that_the_hub_does_not_have_can_be_put_by_hand(machine, hub):
+    hub.denial = NO_FILE
+
+    outcome = machine.find_checkpoint()
+
+    assert outcome.error == "WeightsError"
+    assert "facebook/sam3 has no file sam3.pt" in outcome.message
+    assert_says_where_to_put_the_file(outcome, machine)
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_a_hub_out_of_order_is_named_by_its_status(machine, hub, status):
+    hub.denial = Denial(status)
+
+    outcome = machine.find_checkpoint()
+
+    assert outcome.error == "WeightsError"
+    assert f"HTTP {status}" in outcome.message
+    assert "hf auth login" not in outcome.message
+    assert_says_where_to_put_the_file(outcome, machine)
+
+
+def test_a_hub_that_cannot_be_reached_leaves_the_file_to_the_user(machine):
+    with socket.socket() as closed_port:  # bound so that nobody else takes it; it does not listen
+        closed_port.bind(("127.0.0.1", 0))
+        machine.endpoint = f"http://127.0.0.1:{closed_port.getsockname()[1]}"
+        outcome = machine.find_checkpoint(HF_TOKEN=TOKEN)
+
+    assert outcome.error == "WeightsError"
+    assert "cannot be reached" in outcome.message
+    assert TOKEN not in outcome.message + outcome.stderr
+    assert_says_where_to_put_the_file(outcome, machine)
+
+
+def test_a_connection_that_is_cut_again_and_again_ends_the_download(machine, hub):
+    hub.cuts = 100
+
+    outcome = machine.find_checkpoint()
+
+    assert outcome.error == "WeightsError"
+    assert "The download of sam3.pt failed: " in outcome.message
+    assert len(hub.gets) > 1
+    assert_says_where_to_put_the_file(outcome, machine)
+
+
+def test_offline_mode_asks_no_hub_and_leaves_the_file_to_the_user(machine, hub):
+    outcome = machine.find_checkpoint(HF_HUB_OFFLINE="1")
+
+    assert outcome.error == "WeightsError"
+    assert "HF_HUB_OFFLINE" in outcome.message
+    assert_says_where_to_put_the_file(outcome, machine)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("denial", [None, Denial(401), Denial(403, "GatedRepo"), NO_FILE, Denial(503)])
+def test_the_token_is_in_no_message(machine, hub, denial):
+    hub.denial = denial
+
+    outcome = machine.find_checkpoint(HF_TOKEN=TOKEN, TQDM_POSITION="-1", HF_HUB_VERBOSITY="debug")
+
+    assert outcome.stderr
+    assert TOKEN not in outcome.message + outcome.stderr
+    assert hub.requests[0].headers["authorization"].endswith(TOKEN)
