@@ -154,9 +154,9 @@ class Predictor:
             geometric_prompt=network._get_dummy_prompt(),
             find_target=None,
         )
-        # scored as in Sam3Processor: one image, so the first of the batch
+        # scored as in Sam3Processor, for a batch of one; float32, or torch would round the threshold to bfloat16
         presence = outputs["presence_logit_dec"].sigmoid().unsqueeze(1)
-        scores = (outputs["pred_logits"].sigmoid() * presence)[0, :, 0]
+        scores = (outputs["pred_logits"].sigmoid() * presence)[0, :, 0].float()
         by_falling_score = scores.argsort(descending=True, stable=True)
         kept = by_falling_score[scores[by_falling_score] > threshold]
         size = torch.tensor([embedding.width, embedding.height] * 2, device=self.model.device)

@@ -4,6 +4,7 @@ import gc
 import os
 import pickle
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -159,10 +160,10 @@ def test_code_in_a_file_is_not_run(tmp_path, container):
 def test_a_model_is_loaded_once_and_freed_with_its_last_user(small_checkpoint):
     first_user, second_user = shared_model(small_checkpoint, CPU), shared_model(small_checkpoint, CPU)
     assert first_user is second_user
-    identity = id(first_user.network)
+    network = weakref.ref(first_user.network)
     del first_user, second_user
     gc.collect()
-    assert not any(id(thing) == identity for thing in gc.get_objects() if isinstance(thing, torch.nn.Module))
+    assert network() is None
 
 
 def test_a_changed_file_is_a_new_model(small_checkpoint, tmp_path):
