@@ -14,6 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ikomia  # noqa: F401 - puts the cv2 that it ships on the path
+
+# isort: split
 import cv2
 import numpy as np
 from ikomia.dataprocess.registry import ik_registry
