@@ -9,6 +9,7 @@ Writes an overlay for each prompt, and one sheet with them all, to demo/output.
 from __future__ import annotations
 
 import argparse
+import logging
 import tempfile
 import time
 from pathlib import Path
@@ -66,6 +67,7 @@ def main() -> None:
 
 def run_prompts(image: np.ndarray, weights: Path) -> None:
     """Segment ``image`` (H, W, 3 uint8 RGB) by each prompt; print a table and write the pictures."""
+    logging.getLogger("ikomia").setLevel(logging.WARNING)  # else a line for each run comes between those of the table
     workflow, algorithm = plugin_workflow()
     workflow.set_parameters({"model_weight_file": str(weights)}, task_obj=algorithm)
     OUTPUT.mkdir(exist_ok=True)

@@ -175,7 +175,10 @@ def _openmp() -> Any:
     import torch
 
     # on Linux a symbol is looked up in the dependencies too, so this finds the runtime whatever its file is called
-    library = ctypes.CDLL("libiomp5md.dll" if sys.platform == "win32" else torch._C.__file__)
+    try:
+        library = ctypes.CDLL("libiomp5md.dll" if sys.platform == "win32" else torch._C.__file__)
+    except OSError:
+        return None
     return library if hasattr(library, "omp_set_dynamic") else None
 
 
