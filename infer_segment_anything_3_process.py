@@ -62,6 +62,7 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
         self._cuda_wanted = None
         self._device = None
         self._predictor = None
+        self._predictor_identity = None
 
     def get_progress_steps(self):
         """Steps that a run reports: model, image, prompt."""
@@ -96,8 +97,9 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
             for _ in range(self.get_progress_steps()):
                 self.emit_step_progress()
         else:
-            self._segment(image, prompt.clipped(width, height), settings)
+            self._segment(image, prompt.clipped(width, height), settings)  # a bad prompt fails before the slow part
         self.end_task_run()
+        self._save_further_masks()
 
     def _segment(self, image, prompt, settings):
         """Run the model and fill the mask outputs, one progress step after each part."""
@@ -119,7 +121,7 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
 
     def _open_predictor(self, settings):
         """The predictor for the checkpoint and device that the settings ask for, loaded only if one of them changed."""
-        from .sam3_engine.model import shared_model
+        from .sam3_engine.model import CheckpointError, model_identity, shared_model
         from .sam3_engine.predictor import Predictor
         from .sam3_engine.runtime import choose_device
 
@@ -127,9 +129,16 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
             self._device = choose_device(settings.cuda)
             self._cuda_wanted = settings.cuda
         checkpoint = find_checkpoint(settings.model_weight_file, self._weights_folder)
-        model = shared_model(checkpoint, self._device)
-        if self._predictor is None or self._predictor.model is not model:
-            self._predictor = Predictor(model)
+        identity = model_identity(checkpoint, self._device)
+        if identity != self._predictor_identity:
+            self._predictor = self._predictor_identity = None  # frees its memory, which the next one may need
+            try:
+                self._predictor = Predictor(shared_model(checkpoint, self._device))
+            except CheckpointError as error:
+                if settings.model_weight_file.strip():
+                    raise ValueError(f"model_weight_file = {settings.model_weight_file!r}: {error}") from error
+                raise
+            self._predictor_identity = identity
         return self._predictor
 
     def _drawn_prompt(self):
@@ -180,8 +189,20 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
             self.remove_output(self.get_output_count() - 1)
         for index in range(1, 1 + count):
             output = dataprocess.CSemanticSegmentationIO()
-            output.auto_save = self.get_output(0).auto_save
+            output.auto_save = index == 1 and self.get_output(0).auto_save
             self.set_output(output, index)
+
+    def _save_further_masks(self):
+        """Save the second and further masks of a run whose outputs Ikomia saves (a folder run, say).
+
+        Ikomia saves all masks of an image under one name, each over the one before: so only the first is left to it,
+        and the others get that name and a number.
+        """
+        if self.get_output(1).auto_save:
+            name = self.output_folder + Path(self.get_input(0).source_file_path).stem
+            Path(name).parent.mkdir(parents=True, exist_ok=True)
+            for index in range(2, self.get_output_count()):
+                self.get_output(index).save(f"{name}_{index}.json")
 
     def _write_mask(self, index, mask, object_names, description, first_colour=0):
         """Fill a mask output; pixel value k is the k-th of ``object_names``, 0 is background."""

@@ -67,6 +67,8 @@ class Architecture:
                 valid = all(type(block) is int and 0 <= block < self.vit_depth for block in value)
             elif name == "vit_mlp_ratio":
                 valid = isinstance(value, int | float) and 0 < value <= 16
+            elif name == "queries":
+                valid = type(value) is int and 0 < value <= 255  # a label map numbers them in 8 bits
             elif name == "fill_hole_area":
                 valid = type(value) is int and value >= 0
             else:

@@ -6,8 +6,8 @@ Importing this module imports torch and sam3.
 from __future__ import annotations
 
 import contextlib
-import pickle
 import threading
+import warnings
 import weakref
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -30,6 +30,7 @@ __all__ = [
     "build_network",
     "checkpoint_contents",
     "load_model",
+    "model_identity",
     "shared_model",
 ]
 
@@ -68,7 +69,7 @@ class Model:
 def shared_model(checkpoint: Path, device: torch.device) -> Model:
     """The model of ``checkpoint``, loaded unless someone in this process holds it already.
 
-    It is kept as long as someone holds it. A file that has changed (size or time) is loaded anew.
+    It is kept as long as someone holds it.
 
     Args:
         checkpoint: an existing file.
@@ -77,13 +78,11 @@ def shared_model(checkpoint: Path, device: torch.device) -> Model:
     Raises:
         CheckpointError: see :func:`load_model`.
     """
-    file = checkpoint.resolve()
-    status = file.stat()
-    key = (file, status.st_size, status.st_mtime_ns, device)
+    identity = model_identity(checkpoint, device)
     with _SHARED_LOCK:
-        model = _SHARED.get(key)
+        model = _SHARED.get(identity)
         if model is None:
-            model = _SHARED[key] = load_model(file, device)
+            model = _SHARED[identity] = load_model(checkpoint, device)
         return model
 
 
@@ -91,10 +90,18 @@ _SHARED: weakref.WeakValueDictionary[tuple[Any, ...], Model] = weakref.WeakValue
 _SHARED_LOCK = threading.Lock()
 
 
+def model_identity(checkpoint: Path, device: torch.device) -> tuple[Any, ...]:
+    """What makes two models the same one: the device and the file, by path, size and time of its last change."""
+    file = checkpoint.resolve()
+    status = file.stat()
+    return (file, status.st_size, status.st_mtime_ns, device)
+
+
 def load_model(checkpoint: Path, device: torch.device, precision: torch.dtype | None = None) -> Model:
     """Load a checkpoint: Meta's ``sam3.pt``, or one of the same names that carries its own architecture.
 
-    The file is memory-mapped, and read with ``weights_only``: no code in it is run.
+    The file is read with ``weights_only``: no code in it is run. It is memory-mapped, so a file in use may be replaced
+    by another of its name, but not be written to.
 
     Args:
         checkpoint: path of the file.
@@ -125,13 +132,20 @@ def checkpoint_contents(network: Sam3Image, architecture: Architecture) -> dict[
 
 
 def _read(checkpoint: Path) -> tuple[Architecture, Mapping[str, Any]]:
-    if not zipfile.is_zipfile(checkpoint):
+    try:
+        with checkpoint.open("rb") as file:
+            whole = zipfile.is_zipfile(file)
+    except OSError as error:
+        raise CheckpointError(checkpoint, f"it cannot be opened ({error.strerror})") from error
+    if not whole:
         raise CheckpointError(checkpoint, "it is another kind of file, or only the beginning of one")
     try:
-        contents = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(checkpoint, f"it cannot be read ({reason})") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            contents = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a damaged file can end in any of them
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(checkpoint, f"it is damaged or holds more than tensors ({reason})") from error
     if not isinstance(contents, Mapping):
         raise CheckpointError(checkpoint, f"it holds a {type(contents).__name__}, not named tensors")
     tensors = contents.get("model", contents)

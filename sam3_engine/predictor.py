@@ -19,7 +19,7 @@ import torch
 
 from .images import as_rgb8
 from .model import Model
-from .prompts import Box, GeometricPrompt, Prompt, TextPrompt
+from .prompts import Box, GeometricPrompt, Prompt, PromptError, TextPrompt
 from .runtime import importing_sam3
 
 with importing_sam3():
@@ -136,8 +136,10 @@ class Predictor:
             with its candidates by falling score.
 
         Raises:
-            PromptError: a point or box is outside the image.
+            PromptError: the prompt is empty, or cannot be used on this image: see :meth:`GeometricPrompt.clipped`.
         """
+        if not prompt:
+            raise PromptError("prompt", prompt, "there is nothing to segment; expected a box or a point")
         with self.model.running():
             if isinstance(prompt, TextPrompt):
                 return self._find_instances(embedding, prompt.phrase, confidence_threshold)

@@ -77,16 +77,18 @@ class GeometricPrompt:
         """This prompt with its boxes cut to a ``width`` x ``height`` image.
 
         Raises:
-            PromptError: a point is outside the image, or a box wholly so.
+            PromptError: a box has no area or is outside the image, a point is outside it, the labels are not one per
+                point, or there are points beside several boxes.
         """
+        box_name, point_name = ("drawn rectangle", "drawn point") if self.drawn else ("input_box", "input_point")
+        _check_label_count(self.point_labels, self.points, self.point_labels)
+        if self.points and len(self.boxes) > 1:
+            raise PromptError(point_name, self.points, f"points refine a single box, not {len(self.boxes)} boxes")
         for x, y in self.points:
             if not (0 <= x < width and 0 <= y < height):
-                raise PromptError(
-                    "drawn point" if self.drawn else "input_point",
-                    _numbers((x, y)),
-                    f"the point is outside the image; expected 0 <= x < {width} and 0 <= y < {height}",
-                )
-        box_name = "drawn rectangle" if self.drawn else "input_box"
+                expected = f"expected 0 <= x < {width} and 0 <= y < {height}"
+                raise PromptError(point_name, _numbers((x, y)), f"the point is outside the image; {expected}")
+        _check_boxes(box_name, self.boxes)
         return replace(self, boxes=tuple(_clipped_box(box_name, box, width, height) for box in self.boxes))
 
     def scaled(self, x_factor: float, y_factor: float) -> GeometricPrompt:
@@ -208,19 +210,13 @@ def _typed_prompt(input_box: str, input_point: str, input_point_label: str) -> G
     boxes = parse_boxes(input_box)
     points = parse_points(input_point)
     labels = parse_point_labels(input_point_label)
-    if labels and len(labels) != len(points):
-        raise PromptError(
-            "input_point_label",
-            input_point_label,
-            f"{len(labels)} label(s) for {len(points)} point(s) in input_point; {_LABELS_EXPECTED}",
-        )
+    if labels:
+        _check_label_count(labels, points, input_point_label)
     return GeometricPrompt(boxes, points, labels or (FOREGROUND,) * len(points))
 
 
 def _usable(prompt: GeometricPrompt) -> GeometricPrompt:
-    """``prompt``, now that it is the one to be used: what was drawn is checked, and points beside boxes are dropped."""
-    if prompt.drawn:
-        _check_boxes("drawn rectangle", prompt.boxes)
+    """``prompt`` without points that it cannot use."""
     if len(prompt.boxes) > 1 and prompt.points:
         logger.warning("Points refine a single box: with %d boxes the points are not used.", len(prompt.boxes))
         return replace(prompt, points=(), point_labels=())
@@ -277,6 +273,12 @@ def _is_number(value: object) -> bool:
         return math.isfinite(value)
     except OverflowError:  # an integer beyond the range of floats
         return False
+
+
+def _check_label_count(labels: Sequence[int], points: Sequence[Point], typed: object) -> None:
+    if len(labels) != len(points):
+        reason = f"{len(labels)} label(s) for {len(points)} point(s) in input_point; {_LABELS_EXPECTED}"
+        raise PromptError("input_point_label", typed, reason)
 
 
 def _check_boxes(parameter: str, boxes: Sequence[Sequence[float]]) -> None:

@@ -39,7 +39,7 @@ def choose_device(cuda: bool) -> torch.device:
     import torch
 
     if cuda and torch.cuda.is_available():
-        return torch.device("cuda")
+        return torch.device("cuda", torch.cuda.current_device())
     if cuda:
         logger.warning("cuda is True, but torch finds no usable CUDA device: running on the CPU.")
     return torch.device("cpu")
@@ -103,7 +103,7 @@ def inference(device: torch.device, precision: torch.dtype) -> Iterator[None]:
         torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32),
         _package_defaults(),
         _full_thread_teams(),
-        _redirection(device) if device.type != "cuda" else contextlib.nullcontext(),
+        torch.cuda.device(device) if device.type == "cuda" else _redirection(device),
     ):
         yield
 
@@ -112,8 +112,11 @@ def inference(device: torch.device, precision: torch.dtype) -> Iterator[None]:
 def _float32_precision_kept() -> Iterator[None]:
     import torch
 
-    # the order matters: set_float32_matmul_precision() writes to the switches after it
-    matmul_precision = torch.get_float32_matmul_precision()
+    # torch has two sets of switches for this, and refuses to read the older one once the newer says otherwise
+    try:
+        matmul_precision = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        matmul_precision = None
     backends: Any = torch.backends
     switches = (
         backends.cudnn,
@@ -126,7 +129,8 @@ def _float32_precision_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(matmul_precision)
+        if matmul_precision is not None:
+            torch.set_float32_matmul_precision(matmul_precision)  # writes to the newer switches: so before these
         for switch, value in zip(switches, values, strict=True):
             switch.fp32_precision = value
 

@@ -191,6 +191,11 @@ assert before == after, [pair for pair in zip(before, after) if pair[0] != pair[
     "then",
     [
         "import sam3_engine.predictor",
+        # a host that has chosen TF32 by the newer of torch's two ways
+        "torch.backends.cuda.matmul.fp32_precision = 'tf32'\n"
+        "import sam3_engine.predictor\n"
+        "assert torch.backends.cuda.matmul.fp32_precision == 'tf32'\n"
+        "torch.backends.cuda.matmul.fp32_precision = 'none'",
         # what the package does on an Ampere GPU when it is imported
         "from sam3_engine.runtime import importing_sam3\n"
         "with importing_sam3():\n"
@@ -204,7 +209,7 @@ assert before == after, [pair for pair in zip(before, after) if pair[0] != pair[
         "embedding = predictor.encode_image(np.zeros((20, 30, 3), np.uint8))\n"
         "predictor.segment(embedding, GeometricPrompt(boxes=((1, 2, 20, 15),)))",
     ],
-    ids=["import", "import on an Ampere GPU", "first run"],
+    ids=["import", "import beside TF32", "import on an Ampere GPU", "first run"],
 )
 def test_a_fresh_process_keeps_its_state_and_prints_nothing(small_checkpoint, then):
     code = FRESH_PROCESS.replace("{then}", then.replace("{checkpoint!r}", repr(str(small_checkpoint))))

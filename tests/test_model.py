@@ -1,5 +1,6 @@
 """Checkpoints are loaded whole or not at all, and a model is shared by all who want the same."""
 
+import contextlib
 import gc
 import os
 import pickle
@@ -133,6 +134,27 @@ def test_a_truncated_file_is_refused(small_checkpoint, tmp_path, kept):
     part.write_bytes(data[: kept if isinstance(kept, int) else int(kept * len(data))])
     with pytest.raises(CheckpointError, match="only the beginning"):
         load_model(part, CPU)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_damaged_file_is_refused_or_loaded_but_never_ends_in_another_error(small_checkpoint, tmp_path, seed):
+    """One byte changed at a place where torch reads names and sizes."""
+    data = bytearray(small_checkpoint.read_bytes())
+    random = np.random.default_rng(seed)
+    data[random.integers(0, 4000)] ^= random.integers(1, 256)
+    damaged = tmp_path / "damaged.pt"
+    damaged.write_bytes(data)
+    with contextlib.suppress(CheckpointError):
+        load_model(damaged, CPU)
+
+
+def test_a_file_that_may_not_be_read_says_so(small_checkpoint, monkeypatch):
+    def denied(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(small_checkpoint), "open", denied)
+    with pytest.raises(CheckpointError, match="Permission denied"):
+        load_model(small_checkpoint, CPU)
 
 
 class Intruder:

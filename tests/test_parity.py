@@ -16,6 +16,7 @@ ONE_BOX = [60.0, 80.0, 300.0, 330.0]
 THREE_BOXES = [ONE_BOX, [5.0, 5.0, 635.0, 420.0], [350.0, 100.0, 520.0, 390.0]]
 POINTS = [[210.0, 150.0], [500.0, 300.0]]
 
+NO_PROMPT = {"input_text": "", "input_box": "", "input_point": "", "input_point_label": ""}
 GEOMETRIES = {
     "point": {"input_point": [POINTS[0]]},
     "points": {"input_point": POINTS, "input_point_label": [1, 0]},
@@ -44,10 +45,9 @@ def test_text_agrees_on_a_small_network(workflow, algorithm, small_direct, photo
 def test_every_prompt_agrees_on_the_full_size_network(workflow, algorithm, full_checkpoint, photograph):
     direct = DirectUse(full_size_network(full_checkpoint), choose_precision(CPU), photograph)
     workflow.set_parameters({"model_weight_file": full_checkpoint}, task_obj=algorithm)
-    # a fresh task for the encoder of the plugin, then the prompts one after the other
     assert_text_agrees(workflow, algorithm, direct, photograph)
-    workflow.set_parameters({"input_text": ""}, task_obj=algorithm)
-    assert_geometry_agrees(workflow, algorithm, direct, photograph, GEOMETRIES["three boxes"], multimask=True)
+    for kind, prompt in GEOMETRIES.items():
+        assert_geometry_agrees(workflow, algorithm, direct, photograph, prompt, multimask=kind == "three boxes")
 
 
 def assert_text_agrees(workflow, algorithm, direct, image):
@@ -65,7 +65,7 @@ def assert_text_agrees(workflow, algorithm, direct, image):
 
 def assert_geometry_agrees(workflow, algorithm, direct, image, prompt, multimask):
     masks, scores = direct.geometry(multimask, **direct_arguments(prompt))
-    run(workflow, algorithm, image, multimask_output=multimask, **prompt)
+    run(workflow, algorithm, image, **{**NO_PROMPT, **prompt, "multimask_output": multimask})
     outputs = algorithm.get_outputs()[1:]
     assert len(outputs) == scores.size
     for output, mask, score in zip(outputs, masks.reshape(-1, *masks.shape[2:]), scores.flat, strict=True):

@@ -79,6 +79,22 @@ def test_a_box_partly_outside_is_the_clipped_box(predictor, embedding):
         predictor.segment(embedding, GeometricPrompt(boxes=((-50.0, -20.0, -1.0, 330.0),)))
 
 
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (GeometricPrompt(), "nothing to segment"),
+        (GeometricPrompt(points=((1.0, 1.0),)), "0 label"),
+        (GeometricPrompt(boxes=BOXES, points=((1.0, 1.0),), point_labels=(1,)), "not 3 boxes"),
+        (GeometricPrompt(boxes=((5.0, 5.0, 5.0, 9.0),)), "no area"),
+        (GeometricPrompt(boxes=((float("nan"), 5.0, 50.0, 9.0),)), "no area"),
+        (GeometricPrompt(points=((float("inf"), 5.0),), point_labels=(1,)), "outside the image"),
+    ],
+)
+def test_a_prompt_made_by_hand_is_checked_too(predictor, embedding, prompt, message):
+    with pytest.raises(PromptError, match=message):
+        predictor.segment(embedding, prompt)
+
+
 def test_the_threshold_is_exclusive_and_keeps_the_order(predictor, embedding):
     every = predictor.segment(embedding, TextPrompt("shoe"), confidence_threshold=0.0)
     scores = [segment.score for segment in every]

@@ -307,7 +307,7 @@ def test_a_typed_box_without_area_is_refused(box):
 
 @pytest.mark.parametrize("box", NO_AREA)
 def test_a_drawn_rectangle_without_area_is_refused(box):
-    message = refusal(lambda: choose_prompt(drawn=drawn_prompt([BOX, box], [])))
+    message = refusal(lambda: choose_prompt(drawn=drawn_prompt([BOX, box], [])).clipped(WIDTH, HEIGHT))
     assert_quotes(message, "drawn rectangle", str(list(box)))
     assert "with x1 < x2 and y1 < y2" in message
 
