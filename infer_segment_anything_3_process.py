@@ -199,7 +199,7 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
         and the others get that name and a number.
         """
         if self.get_output(1).auto_save:
-            name = self.output_folder + Path(self.get_input(0).source_file_path).stem
+            name = self.output_folder + (Path(self.get_input(0).source_file_path).stem or "empty")  # as Ikomia does
             Path(name).parent.mkdir(parents=True, exist_ok=True)
             for index in range(2, self.get_output_count()):
                 self.get_output(index).save(f"{name}_{index}.json")
