@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from demo.random_weights import SMALL
-from sam3_engine.model import Architecture, build_network
+from sam3_engine.model import Architecture, build_network, checkpoint_contents
 from sam3_engine.network import vocabulary_path
 from sam3_engine.runtime import building_network, importing_sam3
 
 with importing_sam3():
-    from sam3.model_builder import build_sam3_image_model
+    from sam3.model_builder import build_sam3_image_model, build_sam3_video_model
 
 CPU = torch.device("cpu")
 
@@ -69,6 +69,16 @@ def test_the_default_has_the_packages_tables(ours, theirs):
     assert any(reference[name].is_complex() for name in real)
     for name in real:
         assert torch.equal(mine[name], reference[name]), name
+
+
+def test_the_names_in_a_checkpoint_are_those_of_metas_file(ours):
+    """The package loads sam3.pt strictly into its video model: so that has the names and shapes of the real file."""
+    with building_network(CPU, without_weights=True):
+        video = build_sam3_video_model(load_from_HF=False, bpe_path=str(vocabulary_path()), device="meta")
+        video.tracker.bf16_context.__exit__(None, None, None)
+    in_metas_file = {name: tensor.shape for name, tensor in video.state_dict().items()}
+    in_ours = {name: tensor.shape for name, tensor in checkpoint_contents(ours, Architecture())["model"].items()}
+    assert in_ours == in_metas_file
 
 
 def test_without_weights_only_small_parameters_take_memory(ours):
