@@ -83,6 +83,16 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
         self._set_mask_count(1)
         super().init_long_process()  # else the framework calls ours, and a run without a prompt needs no model
         self.begin_task_run()
+        try:
+            self._segment_input()
+        except BaseException:
+            self._set_mask_count(1)  # no half a result
+            raise
+        self.end_task_run()
+        self._save_further_masks()
+
+    def _segment_input(self):
+        """Fill the outputs with what the parameters, or else the drawn graphics, ask for."""
         self.forward_input_image(0, 0)
         settings = self.get_param_object().settings
         image = self.get_input(0).get_image()
@@ -98,8 +108,6 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
                 self.emit_step_progress()
         else:
             self._segment(image, prompt.clipped(width, height), settings)  # a bad prompt fails before the slow part
-        self.end_task_run()
-        self._save_further_masks()
 
     def _segment(self, image, prompt, settings):
         """Run the model and fill the mask outputs, one progress step after each part."""

@@ -222,6 +222,20 @@ def test_a_failed_run_names_the_parameter_and_leaves_no_mask_behind(run, algorit
     assert all(np.array_equal(a, b) for a, b in zip(after, before, strict=True))
 
 
+def test_a_run_that_fails_half_way_leaves_no_half_of_its_result(run, algorithm, monkeypatch):
+    write = algorithm._write_mask
+
+    def write_two(index, *arguments, **options):
+        if index == 3:
+            raise MemoryError("no more")
+        write(index, *arguments, **options)
+
+    monkeypatch.setattr(algorithm, "_write_mask", write_two)
+    with pytest.raises(RuntimeError, match="no more"):
+        run(input_box=BOXES)
+    assert [output.is_data_available() for output in masks_of(algorithm)] == [False]
+
+
 @pytest.mark.parametrize(
     "bad",
     [
