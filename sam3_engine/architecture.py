@@ -6,6 +6,29 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+# beyond these a network cannot be what it says, and building it might take all memory
+_LARGEST_SIZES = {
+    "resolution": 4096,
+    "vit_pretrain_resolution": 4096,
+    "text_vocabulary": 2**20,
+    "queries": 255,  # a label map numbers them in 8 bits
+    "vit_depth": 128,
+    "encoder_layers": 64,
+    "decoder_layers": 64,
+    "geometry_layers": 64,
+    "text_layers": 128,
+    "mask_decoder_depth": 16,
+    "memory_layers": 64,
+    "memory_fuser_layers": 16,
+}
+_MULTIPLES = {
+    "resolution": "patch_size",
+    "vit_pretrain_resolution": "patch_size",
+    "vit_width": "vit_heads",
+    "width": "heads",
+    "text_width": "text_heads",
+}
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -67,16 +90,15 @@ class Architecture:
                 valid = all(type(block) is int and 0 <= block < self.vit_depth for block in value)
             elif name == "vit_mlp_ratio":
                 valid = isinstance(value, int | float) and 0 < value <= 16
-            elif name == "queries":
-                valid = type(value) is int and 0 < value <= 255  # a label map numbers them in 8 bits
             elif name == "fill_hole_area":
                 valid = type(value) is int and value >= 0
             else:
-                valid = type(value) is int and 0 < value <= 2**16
+                valid = type(value) is int and 0 < value <= _LARGEST_SIZES.get(name, 2**14)
             if not valid:
                 raise ValueError(f"{name} = {value!r} is not a size of a SAM 3 network")
-        if self.resolution % self.patch_size:
-            raise ValueError(f"resolution {self.resolution} is not a multiple of patch_size {self.patch_size}")
+        for whole, part in _MULTIPLES.items():
+            if getattr(self, whole) % getattr(self, part):
+                raise ValueError(f"{whole} {getattr(self, whole)} is not a multiple of {part} {getattr(self, part)}")
 
     @property
     def grid(self) -> int:

@@ -112,7 +112,10 @@ def load_model(checkpoint: Path, device: torch.device, precision: torch.dtype | 
         CheckpointError: the file cannot be read, or one of its tensors does not fit, is missing or is one too many.
     """
     architecture, tensors = _read(checkpoint)
-    network = build_network(architecture, device, without_weights=True)
+    try:
+        network = build_network(architecture, device, without_weights=True)
+    except (AssertionError, RuntimeError, ValueError) as error:  # sizes that are possible each, but not together
+        raise CheckpointError(checkpoint, f"a network of its architecture cannot be built ({error})") from error
     network.load_state_dict(_fitted(checkpoint, tensors, network.state_dict()), assign=True)
     network.requires_grad_(False)
     return Model(network.to(device), device, precision or choose_precision(device))

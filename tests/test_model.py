@@ -114,7 +114,16 @@ def test_a_small_checkpoint_without_its_architecture_does_not_fit_sam3(saved, co
 
 
 @pytest.mark.parametrize(
-    "spoilt", [{}, None, "large", {"resolution": 10**12}, {**SMALL.to_dict(), "resolution": 113}, [1, 2]]
+    "spoilt",
+    [
+        {},
+        None,
+        "large",
+        {"resolution": 10**12},
+        {**SMALL.to_dict(), "resolution": 113},
+        {**SMALL.to_dict(), "mask_decoder_heads": 5},
+        [1, 2],
+    ],
 )
 def test_an_impossible_architecture_is_refused(saved, contents, spoilt):
     with pytest.raises(CheckpointError, match="architecture"):

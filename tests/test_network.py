@@ -108,6 +108,10 @@ def test_a_small_network_has_the_sizes_asked_for():
         {"vit_global_blocks": (7, 40)},
         {"fill_hole_area": -1},
         {"text_width": "1024"},
+        {"queries": 256},
+        {"resolution": 14 * 400},
+        {"width": 250},
+        {"vit_width": 1000, "vit_heads": 3},
     ],
 )
 def test_impossible_sizes_are_refused(sizes):
