@@ -1,0 +1,328 @@
+"""Drawn scenes of coloured shapes, with the truth about them.
+
+    python -m demo.scenes scenes.png    # a sheet of scenes, to look at
+
+Every scene is a function of a numpy random generator, so a seed is a data set. A shape may carry a dot, which makes
+three regions of it: the whole, the dot, and the ring around the dot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import colorsys
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+
+KINDS = ("circle", "square", "triangle", "star", "cross")
+HUES = {  # in degrees: the middle, and how far from it the name still holds
+    "red": (0, 5),
+    "orange": (30, 4),
+    "yellow": (56, 5),
+    "green": (125, 15),
+    "blue": (222, 12),
+    "purple": (285, 10),
+}
+COLOURS = tuple(HUES)
+DOT_COLOURS = ("white", "black")
+ANY_SHAPE = ("shape", "object")
+
+MOST_SHAPES = 8
+LEAST_VISIBLE = 0.7  # of a shape or dot, whatever is drawn over it
+SMALLEST_RADIUS = 0.06  # of the geometric mean of the scene's sides
+LARGEST_RADIUS = 0.3
+SMALLEST_RADIUS_WITH_DOT = 0.1
+PLACES_TRIED = 20
+
+# radius of the largest dot that fits into a shape of radius 1
+_ROOM_FOR_A_DOT = {"circle": 0.9, "square": 0.78, "triangle": 0.5, "star": 0.45, "cross": 0.4}
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """Something in a scene that can be asked for.
+
+    Attributes:
+        coverage: (H, W) float32, 0..1, how much of each pixel is this and not covered by what is drawn over it.
+    """
+
+    coverage: np.ndarray
+
+    @property
+    def mask(self) -> np.ndarray:
+        """(H, W) bool."""
+        return self.coverage > 0.5
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """(x1, y1, x2, y2) in pixels, the bounds of the mask."""
+        mask = self.mask
+        columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+        return (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Shape:
+    """A shape in a scene.
+
+    Attributes:
+        kind, colour: of :data:`KINDS` and :data:`COLOURS`.
+        whole: the shape with its dot.
+        dot, dot_colour: of :data:`DOT_COLOURS`; None if it has none.
+    """
+
+    kind: str
+    colour: str
+    whole: Region
+    dot: Region | None = None
+    dot_colour: str | None = None
+
+    @property
+    def ring(self) -> Region:
+        """The shape without its dot."""
+        return Region(self.whole.coverage - self.dot.coverage) if self.dot else self.whole
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """A drawn picture and what is in it.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        shapes: in the order in which they were drawn; later ones may cover earlier ones.
+    """
+
+    image: np.ndarray
+    shapes: tuple[Shape, ...]
+
+    def instances(self, phrase: str) -> list[Region]:
+        """Every region that ``phrase`` names, such as "star", "red circle", "blue shapes" or "the white dot".
+
+        Anything that is no such phrase names nothing.
+        """
+        *adjectives, noun = re.sub(r"^(a|an|the) ", "", phrase.strip().lower()).split() or [""]
+        noun = re.sub(r"(?<=s)es$|s$", "", noun) if noun != "cross" else noun
+        if len(adjectives) > 1:
+            return []
+        colour = adjectives[0] if adjectives else None
+        if noun == "dot":
+            return [shape.dot for shape in self.shapes if shape.dot and colour in (None, shape.dot_colour)]
+        return [
+            shape.whole
+            for shape in self.shapes
+            if (noun == shape.kind or noun in ANY_SHAPE) and colour in (None, shape.colour)
+        ]
+
+
+_Window = tuple[slice, slice]  # rows and columns of a canvas
+
+
+@dataclass
+class _Layer:
+    """Something drawn: the coverage of each pixel of the canvas that is left of it, how much it was, and is."""
+
+    coverage: np.ndarray
+    area: float
+    visible_area: float
+
+
+class _Canvas:
+    """A scene while it is drawn: colours 0..1, and what has been drawn so far."""
+
+    def __init__(self, image: np.ndarray) -> None:
+        self.image = image
+        self.layers: list[_Layer] = []
+
+    def leaves_enough_visible(self, window: _Window, coverage: np.ndarray) -> bool:
+        """Whether ``coverage`` may be drawn in ``window``, over all that is there."""
+        return all(
+            layer.visible_area - float((layer.coverage[window] * coverage).sum()) >= LEAST_VISIBLE * layer.area
+            for layer in self.layers
+        )
+
+    def paint(self, window: _Window, coverage: np.ndarray, colour: np.ndarray) -> None:
+        """Draw a colour, (3,) or (h, w, 3), in a window."""
+        self.image[window] += coverage[..., np.newaxis] * (colour - self.image[window])
+
+    def cover(self, window: _Window, coverage: np.ndarray) -> None:
+        """Take from all that is there what ``coverage`` hides of it."""
+        for layer in self.layers:
+            hidden = layer.coverage[window] * coverage
+            layer.coverage[window] -= hidden
+            layer.visible_area -= float(hidden.sum())
+
+    def note(self, window: _Window, coverage: np.ndarray) -> _Layer:
+        """Remember something drawn, on top of all that is there."""
+        layer = _Layer(np.zeros(self.image.shape[:2], np.float32), float(coverage.sum()), float(coverage.sum()))
+        layer.coverage[window] = coverage
+        self.layers.append(layer)
+        return layer
+
+
+def draw_scene(random: np.random.Generator, width: int = 448, height: int = 448) -> Scene:
+    """Draw a scene.
+
+    Args:
+        random: the source of all that is random.
+        width, height: of the picture, in pixels; 64 or more, and at most 2:1.
+
+    Returns:
+        A scene with 1 to :data:`MOST_SHAPES` shapes, most of each visible.
+    """
+    canvas = _Canvas(_background(random, width, height))
+    count = int(random.integers(1, MOST_SHAPES + 1))
+    # few kinds and colours in most scenes, so that a phrase often names several shapes, and often just some
+    palette = [(random.choice(KINDS), random.choice(COLOURS)) for _ in range(int(random.integers(1, 4)))]
+    typical_radius = random.uniform(0.1, LARGEST_RADIUS if count <= 3 else 0.2)
+
+    drawn = []
+    for _ in range(count):
+        kind, colour = palette[random.integers(len(palette))]
+        if random.random() < 0.25:
+            kind, colour = random.choice(KINDS), random.choice(COLOURS)
+        placed = _place(random, canvas, kind, typical_radius)
+        if placed is not None:
+            drawn.append(_draw_shape(random, canvas, placed, kind, colour))
+
+    if random.random() < 0.6:
+        canvas.image += random.normal(0, random.uniform(0.005, 0.04), (height, width, 1))
+    image = np.rint(255 * canvas.image.clip(0, 1)).astype(np.uint8)
+    return Scene(image, tuple(drawn))
+
+
+@dataclass(frozen=True)
+class _Placement:
+    """Where a shape is: a window of the canvas, its own coordinates (u, v) there, in which its radius is 1."""
+
+    window: _Window
+    u: np.ndarray
+    v: np.ndarray
+    radius: float  # in pixels
+    coverage: np.ndarray
+
+
+def _place(random: np.random.Generator, canvas: _Canvas, kind: str, typical_radius: float) -> _Placement | None:
+    """A random place, size, turn and stretch that leaves the shapes below visible; None if none was found."""
+    height, width = canvas.image.shape[:2]
+    for _ in range(PLACES_TRIED):
+        relative_radius = np.clip(typical_radius * random.uniform(0.5, 1.1), SMALLEST_RADIUS, LARGEST_RADIUS)
+        radius = float(relative_radius * np.sqrt(width * height))
+        stretch = np.exp(random.uniform(-0.2, 0.2))
+        reach = radius * max(stretch, 1 / stretch)  # in pixels, in any direction
+        margin = 0.85 * reach
+        if 2 * margin >= min(width, height):
+            continue
+        centre_x, centre_y = random.uniform(margin, width - margin), random.uniform(margin, height - margin)
+        turn = 0.0 if random.random() < 0.3 else random.uniform(0, 2 * np.pi)
+
+        rows = slice(max(0, int(centre_y - 1.15 * reach)), int(centre_y + 1.15 * reach) + 2)
+        columns = slice(max(0, int(centre_x - 1.15 * reach)), int(centre_x + 1.15 * reach) + 2)
+        y = np.arange(height, dtype=np.float32)[rows, np.newaxis] + 0.5
+        x = np.arange(width, dtype=np.float32)[np.newaxis, columns] + 0.5
+        dx, dy = (x - centre_x) / (radius * stretch), (y - centre_y) * stretch / radius
+        u = np.cos(turn) * dx + np.sin(turn) * dy
+        v = -np.sin(turn) * dx + np.cos(turn) * dy
+        coverage = _coverage(_signed_distance(kind, u, v), radius)
+        if canvas.leaves_enough_visible((rows, columns), coverage):
+            return _Placement((rows, columns), u, v, radius, coverage)
+    return None
+
+
+def _draw_shape(random: np.random.Generator, canvas: _Canvas, placed: _Placement, kind: str, colour: str) -> Shape:
+    """Draw a shape, and perhaps a dot on it."""
+    shading = 1 + random.uniform(-0.12, 0.12) * placed.u + random.uniform(-0.12, 0.12) * placed.v
+    canvas.paint(placed.window, placed.coverage, (_colour(random, colour) * shading[..., np.newaxis]).clip(0, 1))
+    canvas.cover(placed.window, placed.coverage)
+    whole = Region(canvas.note(placed.window, placed.coverage).coverage)
+    if placed.radius < SMALLEST_RADIUS_WITH_DOT * np.sqrt(whole.coverage.size) or random.random() > 0.45:
+        return Shape(kind, colour, whole)
+
+    room = _ROOM_FOR_A_DOT[kind]
+    dot_radius = room * random.uniform(0.5, 0.72) if room > 0.5 else room * random.uniform(0.75, 0.95)
+    off_centre = random.uniform(-0.5, 0.5, 2) * (room - dot_radius)
+    distance = np.hypot(placed.u - off_centre[0], placed.v - off_centre[1]) - dot_radius
+    coverage = _coverage(distance, placed.radius) * placed.coverage
+    dot_colour = str(random.choice(DOT_COLOURS))
+    brightness = random.uniform(0.92, 1.0) if dot_colour == "white" else random.uniform(0.0, 0.1)
+    canvas.paint(placed.window, coverage, np.full(3, brightness))
+    dot = Region(canvas.note(placed.window, coverage).coverage)  # part of its shape: it covers nothing of it
+    return Shape(kind, colour, whole, dot, dot_colour)
+
+
+def _coverage(signed_distance: np.ndarray, radius: float) -> np.ndarray:
+    """How much of each pixel is inside, from a signed distance in units of ``radius`` pixels."""
+    return np.clip(0.5 - signed_distance * radius, 0, 1).astype(np.float32)
+
+
+def _signed_distance(kind: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Distance to the edge of a shape whose circumscribed circle has about radius 1, negative inside."""
+    if kind == "circle":
+        return np.hypot(u, v) - 0.9
+    if kind == "square":
+        return np.maximum(np.abs(u), np.abs(v)) - 0.78
+    if kind == "triangle":
+        slanted = np.sqrt(3) / 2 * np.abs(u) - 0.5 * v
+        return np.maximum(v, slanted) - 0.5
+    if kind == "star":
+        return _distance_to_star(u, v)
+    if kind == "cross":
+        long, short = 0.95, 0.32
+        a, b = np.abs(u), np.abs(v)
+        return np.minimum(np.maximum(a - long, b - short), np.maximum(a - short, b - long))
+    raise ValueError(f"{kind!r} is not a kind of shape")
+
+
+def _distance_to_star(u: np.ndarray, v: np.ndarray, notch_radius: float = 0.45) -> np.ndarray:
+    """A star has ten equal edges: every direction is folded onto the one from a tip at angle 0 to a notch."""
+    sector = 2 * np.pi / 5
+    from_tip = np.abs(np.mod(np.arctan2(u, -v) + sector / 2, sector) - sector / 2)
+    along, across = np.hypot(u, v) * np.cos(from_tip), np.hypot(u, v) * np.sin(from_tip)
+    edge = np.array([notch_radius * np.cos(sector / 2) - 1, notch_radius * np.sin(sector / 2)])
+    return ((along - 1) * edge[1] - across * edge[0]) / np.hypot(*edge)
+
+
+def _colour(random: np.random.Generator, name: str) -> np.ndarray:
+    """(3,) RGB 0..1, one of the many colours that a name stands for."""
+    middle, spread = HUES[name]
+    hue = ((middle + random.uniform(-spread, spread)) % 360) / 360
+    darkest = 0.8 if name in ("yellow", "orange") else 0.6  # dark yellow is olive, dark orange brown
+    return np.array(colorsys.hsv_to_rgb(hue, random.uniform(0.75, 1.0), random.uniform(darkest, 1.0)))
+
+
+def _background(random: np.random.Generator, width: int, height: int) -> np.ndarray:
+    """(H, W, 3) 0..1: plain, a gradient, blotches or stripes, of little colour, so that no shape is lost in it."""
+    grey = colorsys.hsv_to_rgb(random.random(), random.uniform(0, 0.25), random.uniform(0.03, 0.97))
+    image = np.empty((height, width, 3), np.float64)
+    image[:] = grey
+    y, x = np.mgrid[0:height, 0:width] / np.array([height, width]).reshape(2, 1, 1) - 0.5
+    kind = random.choice(["plain", "gradient", "blotches", "stripes"])
+    if kind == "gradient":
+        slope = random.uniform(-1, 1) * x + random.uniform(-1, 1) * y
+        image += (random.uniform(0.1, 0.5) * slope)[..., np.newaxis]
+    elif kind == "blotches":
+        cells = int(random.integers(4, 30))
+        channels = 3 if random.random() < 0.3 else 1
+        values = random.normal(0, random.uniform(0.01, 0.07), (cells, cells, channels))
+        image += values[np.arange(height) * cells // height][:, np.arange(width) * cells // width]
+    elif kind == "stripes":
+        turn, waves = random.uniform(0, np.pi), random.uniform(3, 20)
+        stripes = np.sin(2 * np.pi * waves * (np.cos(turn) * x + np.sin(turn) * y))
+        image += (random.uniform(0.02, 0.1) * stripes)[..., np.newaxis]
+    return image.clip(0, 1)
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(description="Draw a sheet of scenes.")
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    random = np.random.default_rng(arguments.seed)
+    rows = [np.hstack([draw_scene(random, width, 240).image for width in (240, 480, 160, 320)]) for _ in range(4)]
+    PIL.Image.fromarray(np.vstack(rows)).save(arguments.path)
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,123 @@
+"""Drawn scenes are what their truth says."""
+
+import colorsys
+
+import numpy as np
+import pytest
+
+from demo.scenes import COLOURS, HUES, KINDS, LEAST_VISIBLE, MOST_SHAPES, Scene, Shape, draw_scene
+
+SIZES = [(240, 240), (480, 240), (120, 240), (333, 200)]
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[Scene]:
+    random = np.random.default_rng(5)
+    return [draw_scene(random, *SIZES[k % len(SIZES)]) for k in range(120)]
+
+
+@pytest.fixture(scope="module")
+def shapes(scenes) -> list[tuple[Scene, Shape]]:
+    return [(scene, shape) for scene in scenes for shape in scene.shapes]
+
+
+def test_a_seed_is_a_scene():
+    one, same, other = (draw_scene(np.random.default_rng(seed), 120, 90) for seed in (1, 1, 2))
+    assert np.array_equal(one.image, same.image)
+    assert [shape.colour for shape in one.shapes] == [shape.colour for shape in same.shapes]
+    assert all(np.array_equal(a.whole.mask, b.whole.mask) for a, b in zip(one.shapes, same.shapes, strict=True))
+    assert not np.array_equal(one.image, other.image)
+
+
+def test_scenes_have_the_size_asked_for_and_something_in_them(scenes):
+    for k, scene in enumerate(scenes):
+        width, height = SIZES[k % len(SIZES)]
+        assert scene.image.shape == (height, width, 3)
+        assert scene.image.dtype == np.uint8
+        assert 1 <= len(scene.shapes) <= MOST_SHAPES
+
+
+def test_everything_that_can_be_drawn_is_drawn(scenes, shapes):
+    assert {shape.kind for _, shape in shapes} == set(KINDS)
+    assert {shape.colour for _, shape in shapes} == set(COLOURS)
+    assert {shape.dot_colour for _, shape in shapes} == {None, "white", "black"}
+    assert {len(scene.shapes) for scene in scenes} == set(range(1, MOST_SHAPES + 1))
+
+
+def test_a_shape_has_the_colour_that_it_is_said_to_have(shapes):
+    for scene, shape in shapes:
+        pixels = scene.image[shape.ring.coverage > 0.99]
+        hue, saturation, _ = colorsys.rgb_to_hsv(*(np.median(pixels, axis=0) / 255))
+        middle, spread = HUES[shape.colour]
+        assert abs((360 * hue - middle + 180) % 360 - 180) <= spread + 6
+        assert saturation > 0.5
+
+
+def test_a_dot_is_white_or_black_and_inside_its_shape(shapes):
+    dotted = [(scene, shape) for scene, shape in shapes if shape.dot]
+    assert len(dotted) > 30
+    for scene, shape in dotted:
+        brightness = np.median(scene.image[shape.dot.coverage > 0.99])
+        assert brightness > 200 if shape.dot_colour == "white" else brightness < 60
+        assert not (shape.dot.mask & ~shape.whole.mask).any()
+        assert np.allclose(shape.ring.coverage + shape.dot.coverage, shape.whole.coverage, atol=1e-6)
+
+
+def test_no_pixel_belongs_to_two_shapes(scenes):
+    for scene in scenes:
+        covered = sum(shape.whole.coverage for shape in scene.shapes)
+        assert covered.max() <= 1 + 1e-5
+
+
+def test_what_is_outside_all_shapes_is_background_of_little_colour(scenes):
+    for scene in scenes:
+        free = sum(shape.whole.coverage for shape in scene.shapes) == 0
+        background = np.median(scene.image[free].astype(float), axis=0)
+        assert background.max() - background.min() < 80
+
+
+def test_shapes_are_large_enough_to_be_seen(shapes):
+    for scene, shape in shapes:
+        area = scene.image.shape[0] * scene.image.shape[1]
+        assert shape.whole.mask.sum() > 0.0015 * area * LEAST_VISIBLE
+        if shape.dot:
+            assert shape.dot.mask.sum() > 20
+
+
+def test_some_shapes_overlap_and_all_are_turned_every_way(shapes):
+    """A shape whose box is fuller or emptier than an upright one of its kind is turned or partly covered."""
+    fill = {kind: [] for kind in KINDS}
+    for _, shape in shapes:
+        x1, y1, x2, y2 = shape.whole.box
+        fill[shape.kind].append(shape.whole.mask.sum() / ((x2 - x1) * (y2 - y1)))
+    assert np.ptp(fill["square"]) > 0.3
+    assert min(fill["circle"]) < 0.7  # a circle has pi / 4 unless something covers it
+
+
+def test_a_box_bounds_its_mask(shapes):
+    for _, shape in shapes:
+        x1, y1, x2, y2 = (int(coordinate) for coordinate in shape.whole.box)
+        assert shape.whole.mask[y1:y2, x1:x2].sum() == shape.whole.mask.sum()
+        assert shape.whole.mask[y1].any() and shape.whole.mask[:, x2 - 1].any()  # noqa: PT018
+
+
+def test_phrases_name_what_they_say(scenes):
+    for scene in scenes:
+        for kind in KINDS:
+            wanted = [shape.whole for shape in scene.shapes if shape.kind == kind]
+            for phrase in (kind, f"{kind}s", f"the {kind}", f" {kind.upper()} "):
+                assert scene.instances(phrase) == wanted
+        for colour in COLOURS:
+            assert scene.instances(f"{colour} shapes") == [s.whole for s in scene.shapes if s.colour == colour]
+        assert scene.instances("a red star") == [
+            shape.whole for shape in scene.shapes if (shape.kind, shape.colour) == ("star", "red")
+        ]
+        assert scene.instances("crosses") == scene.instances("cross")
+        assert scene.instances("object") == [shape.whole for shape in scene.shapes]
+        assert scene.instances("black dots") == [s.dot for s in scene.shapes if s.dot_colour == "black"]
+        assert scene.instances("dot") == [shape.dot for shape in scene.shapes if shape.dot]
+
+
+@pytest.mark.parametrize("phrase", ["", " ", "dog", "red dog", "red", "big red star", "star circle", "the", "crossess"])
+def test_other_phrases_name_nothing(scenes, phrase):
+    assert all(scene.instances(phrase) == [] for scene in scenes)
