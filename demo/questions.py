@@ -1,0 +1,171 @@
+"""Prompts about drawn scenes, with the right answers: what a shapes network is trained and examined on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.ndimage import binary_erosion
+
+from .scenes import ANY_SHAPE, COLOURS, DOT_COLOURS, KINDS, Region, Scene, Shape
+
+# words that name nothing in any scene
+OTHER_NOUNS = (
+    *("apple", "banana", "bird", "boat", "book", "bottle", "bridge", "building", "car", "cat", "chair", "child"),
+    *("clock", "cloud", "dog", "door", "face", "fish", "flower", "glass", "hand", "hat", "house", "lamp", "leaf"),
+    *("mountain", "person", "phone", "pizza", "river", "shoe", "table", "train", "tree", "truck", "wheel", "window"),
+)
+OUTLINE_KINDS = ("point", "points", "box", "box and point")
+
+FOREGROUND, BACKGROUND = 1, 0
+
+
+@dataclass(frozen=True, eq=False)
+class PhraseQuestion:
+    """A phrase, and every region that it names; none if it is absent."""
+
+    phrase: str
+    answers: list[Region]
+
+
+@dataclass(frozen=True, eq=False)
+class OutlineQuestion:
+    """Points and at most one box that ask for a single region.
+
+    Attributes:
+        kind: of :data:`OUTLINE_KINDS`.
+        points: (N, 2) x and y in pixels.
+        labels: (N,) 1 foreground, 0 background.
+        box: (x1, y1, x2, y2) in pixels, or None.
+        answer: the region that is meant.
+        acceptable: regions that could be meant, the answer among them: a point on a dot may mean the whole shape.
+    """
+
+    kind: str
+    points: np.ndarray
+    labels: np.ndarray
+    box: tuple[float, float, float, float] | None
+    answer: Region
+    acceptable: tuple[Region, ...]
+
+
+def ask_for_present(random: np.random.Generator, scene: Scene) -> PhraseQuestion:
+    """A phrase for something in the scene, by its kind, its colour, or both."""
+    shape = random.choice(np.array(scene.shapes, dtype=object))
+    kind_of_phrase = random.choice(
+        ["kind", "colour and kind", "any", "colour and any", "dot"], p=[0.36, 0.38, 0.08, 0.08, 0.1]
+    )
+    dotted = [other for other in scene.shapes if other.dot]
+    if kind_of_phrase == "dot" and dotted:
+        dot_colour = random.choice([str(other.dot_colour) for other in dotted])
+        phrase = "dot" if random.random() < 0.5 else f"{dot_colour} dot"
+    else:
+        noun = random.choice(ANY_SHAPE) if "any" in kind_of_phrase else shape.kind
+        phrase = f"{shape.colour} {noun}" if "colour" in kind_of_phrase else str(noun)
+    return PhraseQuestion(_worded(random, phrase), scene.instances(phrase))
+
+
+def ask_for_absent(random: np.random.Generator, scene: Scene) -> PhraseQuestion:
+    """A phrase for nothing in the scene: an unknown word, or a near miss made of what is there."""
+    kinds, colours = [shape.kind for shape in scene.shapes], [shape.colour for shape in scene.shapes]
+    while True:
+        near_miss = (
+            f"{random.choice([*colours, random.choice(COLOURS)])} {random.choice([*kinds, random.choice(KINDS)])}"
+        )
+        unknown = str(random.choice(OTHER_NOUNS))
+        phrase = random.choice(
+            [
+                near_miss,
+                str(random.choice(KINDS)),
+                f"{random.choice(COLOURS)} {random.choice(ANY_SHAPE)}",
+                f"{random.choice(DOT_COLOURS)} dot",
+                unknown,
+                f"{random.choice(COLOURS)} {unknown}",
+            ],
+            p=[0.34, 0.22, 0.12, 0.1, 0.15, 0.07],
+        )
+        if not scene.instances(phrase):
+            return PhraseQuestion(_worded(random, phrase), [])
+
+
+def ask_for_outline(random: np.random.Generator, scene: Scene, kind: str) -> OutlineQuestion:
+    """A question of the given kind about a shape, its dot or its ring; every other one about a shape with a dot."""
+    dotted = [shape for shape in scene.shapes if shape.dot]
+    candidates = dotted if dotted and random.random() < 0.5 else scene.shapes
+    shape = candidates[random.integers(len(candidates))]
+    ask = {"point": _by_point, "points": _by_points, "box": _by_box, "box and point": _by_box_and_point}[kind]
+    points, labels, box, answer, acceptable = ask(random, shape)
+    return OutlineQuestion(
+        kind, np.array(points, float).reshape(-1, 2), np.array(labels, int), box, answer, (answer, *acceptable)
+    )
+
+
+_Outline = tuple[list, list, tuple[float, float, float, float] | None, Region, tuple[Region, ...]]
+
+
+def _by_point(random: np.random.Generator, shape: Shape) -> _Outline:
+    if not shape.dot:
+        return [point_in(random, shape.whole.mask)], [FOREGROUND], None, shape.whole, ()
+    if random.random() < 0.5:
+        return [point_in(random, shape.dot.mask)], [FOREGROUND], None, shape.dot, (shape.whole,)
+    return [point_in(random, shape.ring.mask)], [FOREGROUND], None, shape.whole, (shape.ring,)
+
+
+def _by_points(random: np.random.Generator, shape: Shape) -> _Outline:
+    outside = point_in(random, ~shape.whole.mask)
+    if not shape.dot:
+        return [point_in(random, shape.whole.mask), outside], [FOREGROUND, BACKGROUND], None, shape.whole, ()
+    on_dot, on_ring = point_in(random, shape.dot.mask), point_in(random, shape.ring.mask)
+    choice = random.integers(4)
+    if choice == 0:
+        return [on_dot, on_ring], [FOREGROUND, BACKGROUND], None, shape.dot, ()
+    if choice == 1:
+        return [on_ring, on_dot], [FOREGROUND, BACKGROUND], None, shape.ring, ()
+    if choice == 2:
+        return [on_ring, on_dot], [FOREGROUND, FOREGROUND], None, shape.whole, ()
+    return [on_ring, outside], [FOREGROUND, BACKGROUND], None, shape.whole, (shape.ring,)
+
+
+def _by_box(random: np.random.Generator, shape: Shape) -> _Outline:
+    target = shape.dot if shape.dot and random.random() < 0.4 else shape.whole
+    return [], [], loose_box(random, target), target, ()
+
+
+def _by_box_and_point(random: np.random.Generator, shape: Shape) -> _Outline:
+    box = loose_box(random, shape.whole)
+    if not shape.dot:
+        label = int(random.integers(2))
+        point = point_in(random, shape.whole.mask if label == FOREGROUND else ~shape.whole.mask)
+        return [point], [label], box, shape.whole, ()
+    choice = random.integers(3)
+    if choice == 0:
+        return [point_in(random, shape.dot.mask)], [BACKGROUND], box, shape.ring, ()
+    if choice == 1:
+        return [point_in(random, shape.ring.mask)], [FOREGROUND], box, shape.whole, ()
+    return [point_in(random, shape.dot.mask)], [FOREGROUND], loose_box(random, shape.dot), shape.dot, ()
+
+
+def point_in(random: np.random.Generator, mask: np.ndarray) -> tuple[float, float]:
+    """The centre (x, y) of a random pixel of ``mask``, not at its edge if there is another."""
+    inner = binary_erosion(mask, iterations=2)
+    pixels = np.flatnonzero(inner if inner.sum() > 8 else mask)
+    row, column = divmod(int(random.choice(pixels)), mask.shape[1])
+    return column + 0.5, row + 0.5
+
+
+def loose_box(random: np.random.Generator, region: Region) -> tuple[float, float, float, float]:
+    """The box of a region as a hand would draw it: each side off by about 2 % of the box."""
+    x1, y1, x2, y2 = region.box
+    off = random.normal(0, 0.02, 4) * np.array([x2 - x1, y2 - y1] * 2)
+    height, width = region.coverage.shape
+    jittered = np.array(region.box) + off
+    return tuple(np.clip(jittered, 0, [width, height, width, height]).tolist())
+
+
+def _worded(random: np.random.Generator, phrase: str) -> str:
+    """The phrase, in the plural or with an article at times."""
+    if random.random() < 0.2:
+        phrase += "es" if phrase.endswith("s") else "s"
+    if random.random() < 0.1:
+        phrase = f"{random.choice(['a', 'the'])} {phrase}"
+    return phrase

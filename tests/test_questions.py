@@ -1,0 +1,140 @@
+"""Questions about drawn scenes have the answers that they are said to have, and wrong answers measure as wrong."""
+
+import numpy as np
+import pytest
+
+from demo.evaluate import Detections, Outlines, iou
+from demo.questions import OUTLINE_KINDS, OutlineQuestion, ask_for_absent, ask_for_outline, ask_for_present, loose_box
+from demo.scenes import Region, draw_scene
+from sam3_engine.prompts import GeometricPrompt
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    random = np.random.default_rng(11)
+    return [draw_scene(random, 200, 160) for _ in range(60)]
+
+
+@pytest.fixture(scope="module")
+def outlines(scenes):
+    random = np.random.default_rng(12)
+    return [
+        (scene, ask_for_outline(random, scene, kind)) for scene in scenes for kind in OUTLINE_KINDS for _ in range(3)
+    ]
+
+
+def test_phrases_for_what_is_there_name_what_is_there(scenes):
+    random = np.random.default_rng(1)
+    questions = [(scene, ask_for_present(random, scene)) for scene in scenes for _ in range(5)]
+    for scene, question in questions:
+        assert question.answers
+        assert question.answers == scene.instances(question.phrase)
+    phrases = {question.phrase for _, question in questions}
+    assert any("dot" in phrase for phrase in phrases)
+    assert any(phrase.endswith("s") for phrase in phrases)
+    assert any(phrase.startswith(("a ", "the ")) for phrase in phrases)
+
+
+def test_phrases_for_what_is_absent_name_nothing(scenes):
+    random = np.random.default_rng(2)
+    phrases = []
+    for scene in scenes:
+        for _ in range(5):
+            question = ask_for_absent(random, scene)
+            assert question.answers == scene.instances(question.phrase) == []
+            phrases.append(question.phrase)
+    assert len(set(phrases)) > 100
+
+
+def test_points_are_on_the_side_of_the_answer_that_their_label_says(outlines):
+    for _, question in outlines:
+        for (x, y), label in zip(question.points, question.labels, strict=True):
+            assert question.answer.mask[int(y), int(x)] == bool(label)
+
+
+def test_boxes_are_those_of_the_answer_or_of_the_shape_around_it(outlines):
+    boxes = [(scene, question) for scene, question in outlines if question.box]
+    assert len(boxes) > 100
+    for scene, question in boxes:
+        x1, y1, x2, y2 = question.box
+        outer = [shape.whole for shape in scene.shapes] if question.labels.size else [question.answer]
+        tolerance = 0.1 * max(x2 - x1, y2 - y1) + 1
+        assert (
+            min(np.abs(np.subtract(question.box, region.box)).max() for region in [question.answer, *outer]) < tolerance
+        )
+
+
+def test_every_question_is_a_prompt_that_the_plugin_takes(outlines):
+    for scene, question in outlines:
+        height, width = scene.image.shape[:2]
+        prompt = GeometricPrompt(
+            (question.box,) if question.box else (),
+            tuple((x, y) for x, y in question.points.tolist()),
+            tuple(question.labels.tolist()),
+        )
+        assert prompt.clipped(width, height)
+
+
+def test_every_kind_of_region_is_asked_for(outlines):
+    for kind in ("points", "box and point"):
+        answers = [(scene, question.answer) for scene, question in outlines if question.kind == kind]
+        dots = [shape.dot for scene, _ in answers for shape in scene.shapes if shape.dot]
+        wholes = [shape.whole for scene, _ in answers for shape in scene.shapes]
+        assert any(answer in dots for _, answer in answers)
+        assert any(answer in wholes for _, answer in answers)
+        assert any(answer not in dots and answer not in wholes for _, answer in answers)  # rings are made anew
+
+
+def test_the_answer_is_acceptable(outlines):
+    assert all(question.answer is question.acceptable[0] for _, question in outlines)
+    assert any(len(question.acceptable) == 2 for _, question in outlines)
+
+
+def test_a_loose_box_stays_in_the_picture():
+    everything = Region(np.ones((30, 40), np.float32))
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        x1, y1, x2, y2 = loose_box(random, everything)
+        assert 0 <= x1 < x2 <= 40
+        assert 0 <= y1 < y2 <= 30
+
+
+def region(*columns):
+    coverage = np.zeros((4, 10), np.float32)
+    coverage[:, list(columns)] = 1
+    return Region(coverage)
+
+
+def test_detections_count_each_answer_once():
+    measure = Detections()
+    left, right = region(0, 1, 2), region(6, 7, 8)
+    measure.add([left.mask, left.mask, region(4, 5).mask], [left, right])
+    assert (measure.matched, measure.found, measure.true) == (1, 3, 2)
+    assert measure.ious == [1.0]
+    measure.add([], [right])
+    measure.add([region(6, 7, 8, 9).mask], [right])
+    assert (measure.matched, measure.found, measure.true) == (2, 4, 4)
+    assert measure.ious[1] == 0.75
+
+
+class Answer:
+    """A segment with a given mask."""
+
+    def __init__(self, region):
+        self.mask = region.mask
+
+
+def test_outlines_tell_the_answer_from_what_is_acceptable():
+    dot, whole = region(2), region(1, 2, 3)
+    question = OutlineQuestion("point", np.array([[2.5, 1.5]]), np.array([1]), None, dot, (dot, whole))
+    measure = Outlines()
+    measure.add(question, Answer(whole), [Answer(whole), Answer(dot), Answer(region(9))])
+    assert measure.single == [pytest.approx(1 / 3)]
+    assert measure.single_acceptable == [1.0]
+    assert measure.best_of_three == [1.0]
+
+
+def test_two_empty_masks_are_equal():
+    nothing = np.zeros((3, 3), bool)
+    assert iou(nothing, nothing) == 1
+    assert iou(nothing, ~nothing) == 0
