@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from ikomia import core, dataprocess
 
-from .sam3_engine.prompts import GeometricPrompt, TextPrompt, drawn_prompt
+from .sam3_engine.prompts import GeometricPrompt, TextPrompt, drawn_prompt, quote
 from .sam3_engine.settings import Settings
 from .sam3_engine.weights import find_checkpoint
 
@@ -144,7 +144,8 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
                 self._predictor = Predictor(shared_model(checkpoint, self._device))
             except CheckpointError as error:
                 if settings.model_weight_file.strip():
-                    raise ValueError(f"model_weight_file = {settings.model_weight_file!r}: {error}") from error
+                    typed = quote(settings.model_weight_file.strip(), limit=1000)
+                    raise ValueError(f"model_weight_file = {typed}: {error}") from error
                 raise
             self._predictor_identity = identity
         return self._predictor

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.direct_use import CPU, DirectUse, full_size_network
+from benchmarks.direct_use import CPU, DirectUse, package_network
 from demo.random_weights import SMALL, full_size_checkpoint, write_random_checkpoint
 from sam3_engine.model import load_model
 from sam3_engine.predictor import Predictor
@@ -42,22 +42,18 @@ def main() -> None:
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"{'small' if arguments.small else 'full-size'} network of random weights, {precision}, {WIDTH}x{HEIGHT}")
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = full_size_checkpoint()
-        if arguments.small:
+        print(f"\n{'step':<24}{'plugin':>10}{'sam3':>10}{'sam3 / plugin':>15}")
+        if arguments.small:  # the package can build only the full size
             checkpoint = Path(folder) / "small.pt"
             write_random_checkpoint(checkpoint, SMALL)
-        measure(checkpoint, precision, arguments.small, arguments.repeat)
+        else:
+            checkpoint = full_size_checkpoint()
+            report("load", lambda: load_model(checkpoint, CPU), lambda: package_network(checkpoint), 1)
+        measure_prompts(checkpoint, precision, arguments.repeat)
 
 
-def measure(checkpoint: Path, precision: torch.dtype, small: bool, repeat: int) -> None:
-    """Time every step on both sides and print a table."""
-    print(f"\n{'step':<24}{'plugin':>10}{'sam3':>10}{'sam3 / plugin':>15}")
-
-    def load_directly() -> object:
-        return load_model(checkpoint, CPU).network if small else full_size_network(checkpoint)
-
-    report("load", lambda: load_model(checkpoint, CPU), load_directly, 1)
-
+def measure_prompts(checkpoint: Path, precision: torch.dtype, repeat: int) -> None:
+    """Time an encoded image and prompts on it on both sides, and print a row for each."""
     image = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
     model = load_model(checkpoint, CPU)
     predictor = Predictor(model)

@@ -40,19 +40,19 @@ class DirectUse:
         """Masks (objects, candidates, H, W) bool and scores (objects, candidates), candidates by falling score."""
         with inference(CPU, self._precision):
             masks, scores, _ = self._network.predict_inst(self._state, multimask_output=multimask, **prompt)
-        masks, scores = np.atleast_3d(masks).astype(bool), np.atleast_2d(scores)
-        masks = masks.reshape(*scores.shape, *masks.shape[-2:])
+        scores = np.atleast_2d(scores)  # the package leaves the objects out where there is one
+        masks = masks.reshape(*scores.shape, *masks.shape[-2:]).astype(bool)
         order = np.argsort(-scores, axis=1, kind="stable")
         return np.take_along_axis(masks, order[:, :, None, None], axis=1), np.take_along_axis(scores, order, axis=1)
 
 
-def full_size_network(checkpoint: Path) -> Sam3Image:
-    """The package's own network with the package's own way of loading a checkpoint."""
-    with building_network(CPU, without_weights=False):
+def package_network(checkpoint: Path | None) -> Sam3Image:
+    """The package's own network, with the package's own way of loading a checkpoint; without one it has no weights."""
+    with building_network(CPU, without_weights=checkpoint is None):
         network = build_sam3_image_model(
             bpe_path=str(vocabulary_path()),
             device="cpu",
-            checkpoint_path=str(checkpoint),
+            checkpoint_path=str(checkpoint) if checkpoint else None,
             load_from_HF=False,
             enable_inst_interactivity=True,
         )

@@ -99,7 +99,10 @@ class Predictor:
 
         Args:
             image: (H, W) or (H, W, channels) array as :func:`~sam3_engine.images.as_rgb8` takes it, or a PIL image.
-            size_percent: 1..100, shrink the image to this before.
+            size_percent: 1..100, the image is shrunk to this before.
+
+        Returns:
+            The embedding, for prompts in pixels of ``image`` whatever ``size_percent`` is.
 
         Raises:
             ImageError: the image cannot be segmented.

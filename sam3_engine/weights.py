@@ -113,5 +113,5 @@ def _refused(error: Exception, place_by_hand: str) -> WeightsError:
     status = error.response.status_code  # type: ignore[attr-defined]
     if status in (401, 403):
         return WeightsError(f"No access to {REPOSITORY} (HTTP {status}). {_ACCESS_STEPS} {place_by_hand}")
-    advice = "Try again later." if status in (408, 429) or status >= 500 else ""
-    return WeightsError(f"The hub answered with HTTP {status} when asked for {FILE_NAME}. {advice} {place_by_hand}")
+    advice = "Try again later. " if status in (408, 429) or status >= 500 else ""
+    return WeightsError(f"The hub answered with HTTP {status} when asked for {FILE_NAME}. {advice}{place_by_hand}")

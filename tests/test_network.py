@@ -5,15 +5,14 @@ import dataclasses
 import pytest
 import torch
 
+from benchmarks.direct_use import CPU, package_network
 from demo.random_weights import SMALL
 from sam3_engine.model import Architecture, build_network, checkpoint_contents
 from sam3_engine.network import vocabulary_path
 from sam3_engine.runtime import building_network, importing_sam3
 
 with importing_sam3():
-    from sam3.model_builder import build_sam3_image_model, build_sam3_video_model
-
-CPU = torch.device("cpu")
+    from sam3.model_builder import build_sam3_video_model
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +22,7 @@ def ours():
 
 @pytest.fixture(scope="module")
 def theirs():
-    with building_network(CPU, without_weights=True):
-        network = build_sam3_image_model(
-            bpe_path=str(vocabulary_path()), device="cpu", load_from_HF=False, enable_inst_interactivity=True
-        )
-        network.inst_interactive_predictor.model.bf16_context.__exit__(None, None, None)
-    return network
+    return package_network(checkpoint=None)
 
 
 def test_the_default_has_the_packages_parameters_and_buffers(ours, theirs):

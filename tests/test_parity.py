@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from benchmarks.direct_use import CPU, DirectUse, full_size_network, label_map
+from benchmarks.direct_use import CPU, DirectUse, label_map, package_network
 from sam3_engine.model import load_model
 from sam3_engine.runtime import choose_precision
 
@@ -43,7 +43,7 @@ def test_text_agrees_on_a_small_network(workflow, algorithm, small_direct, photo
 
 @pytest.mark.slow
 def test_every_prompt_agrees_on_the_full_size_network(workflow, algorithm, full_checkpoint, photograph):
-    direct = DirectUse(full_size_network(full_checkpoint), choose_precision(CPU), photograph)
+    direct = DirectUse(package_network(full_checkpoint), choose_precision(CPU), photograph)
     workflow.set_parameters({"model_weight_file": full_checkpoint}, task_obj=algorithm)
     assert_text_agrees(workflow, algorithm, direct, photograph)
     for kind, prompt in GEOMETRIES.items():

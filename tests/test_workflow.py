@@ -262,7 +262,6 @@ def test_a_partial_map_of_an_older_workflow_is_accepted(algorithm):
 
 
 def test_wanting_a_gpu_where_there_is_none_runs_on_the_cpu_with_one_warning(run, caplog):
-    pytest.importorskip("torch")
     import torch
 
     if torch.cuda.is_available():
