@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import binary_erosion
 
-from .scenes import ANY_SHAPE, COLOURS, DOT_COLOURS, KINDS, Region, Scene, Shape
+from .scenes import ANY_SHAPE, ARTICLES, COLOURS, DOT_COLOURS, KINDS, SYNONYMS, Region, Scene, Shape, plural
 
 # words that name nothing in any scene
 OTHER_NOUNS = (
@@ -16,8 +16,10 @@ OTHER_NOUNS = (
     *("mountain", "person", "phone", "pizza", "river", "shoe", "table", "train", "tree", "truck", "wheel", "window"),
 )
 OUTLINE_KINDS = ("point", "points", "box", "box and point")
+EXEMPLAR_KINDS = ("positive box", "phrase and positive box", "phrase and negative box")
 
 FOREGROUND, BACKGROUND = 1, 0
+POSITIVE, NEGATIVE = 1, 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +27,28 @@ class PhraseQuestion:
     """A phrase, and every region that it names; none if it is absent."""
 
     phrase: str
+    answers: list[Region]
+
+
+@dataclass(frozen=True, eq=False)
+class ExemplarQuestion:
+    """Example boxes, with a phrase or without, that ask for every shape like them.
+
+    Two shapes are alike if they have the same kind and colour. A phrase says what is asked for; a negative box takes
+    away what is like the shape in it.
+
+    Attributes:
+        kind: of :data:`EXEMPLAR_KINDS`.
+        phrase: None if the boxes alone say what is asked for.
+        boxes: (x1, y1, x2, y2) in pixels.
+        labels: for each box, positive 1 or negative 0.
+        answers: every region asked for.
+    """
+
+    kind: str
+    phrase: str | None
+    boxes: list[tuple[float, float, float, float]]
+    labels: list[int]
     answers: list[Region]
 
 
@@ -100,6 +124,39 @@ def ask_for_outline(random: np.random.Generator, scene: Scene, kind: str) -> Out
     )
 
 
+def ask_by_exemplar(random: np.random.Generator, scene: Scene, kind: str) -> ExemplarQuestion:
+    """A question of the given kind; one with a negative box leaves something over if the scene can."""
+    shapes = scene.shapes
+    example = shapes[random.integers(len(shapes))]
+    if kind == "positive box":
+        alike = [shape for shape in shapes if _alike(shape, example)]
+        shown = [alike[k] for k in random.permutation(len(alike))[: random.integers(1, 3)]]
+        boxes, labels = [loose_box(random, shape.whole) for shape in shown], [POSITIVE] * len(shown)
+        others = [shape for shape in shapes if not _alike(shape, example)]
+        if others and random.random() < 0.25:
+            boxes.append(loose_box(random, others[random.integers(len(others))].whole))
+            labels.append(NEGATIVE)
+        return ExemplarQuestion(kind, None, boxes, labels, [shape.whole for shape in alike])
+
+    negative = kind == "phrase and negative box"
+    nouns = [example.kind, *ANY_SHAPE, f"{example.colour} {random.choice(ANY_SHAPE)}"]
+    if not negative:
+        nouns.append(f"{example.colour} {example.kind}")
+    named = {noun: [shape for shape in shapes if shape.whole in scene.instances(noun)] for noun in nouns}
+    if negative:
+        left = {noun: [shape for shape in of_noun if not _alike(shape, example)] for noun, of_noun in named.items()}
+        named = {noun: of_noun for noun, of_noun in left.items() if of_noun} or left
+    noun = str(random.choice(list(named)))
+    labels = [NEGATIVE if negative else POSITIVE]
+    return ExemplarQuestion(
+        kind, _worded(random, noun), [loose_box(random, example.whole)], labels, [shape.whole for shape in named[noun]]
+    )
+
+
+def _alike(one: Shape, other: Shape) -> bool:
+    return (one.kind, one.colour) == (other.kind, other.colour)
+
+
 _Outline = tuple[list, list, tuple[float, float, float, float] | None, Region, tuple[Region, ...]]
 
 
@@ -163,9 +220,12 @@ def loose_box(random: np.random.Generator, region: Region) -> tuple[float, float
 
 
 def _worded(random: np.random.Generator, phrase: str) -> str:
-    """The phrase, in the plural or with an article at times."""
+    """The phrase, with a synonym, in the plural or with an article at times."""
+    words = phrase.split()
+    if random.random() < 0.15:
+        words = [next((other for other, meaning in SYNONYMS.items() if meaning == word), word) for word in words]
     if random.random() < 0.2:
-        phrase += "es" if phrase.endswith("s") else "s"
+        words[-1] = plural(words[-1])
     if random.random() < 0.1:
-        phrase = f"{random.choice(['a', 'the'])} {phrase}"
-    return phrase
+        words.insert(0, str(random.choice(ARTICLES)))
+    return " ".join(words)

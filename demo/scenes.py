@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import colorsys
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,16 +18,18 @@ import PIL.Image
 
 KINDS = ("circle", "square", "triangle", "star", "cross")
 HUES = {  # in degrees: the middle, and how far from it the name still holds
-    "red": (0, 5),
-    "orange": (30, 4),
-    "yellow": (56, 5),
-    "green": (125, 15),
-    "blue": (222, 12),
-    "purple": (285, 10),
+    "red": (0, 7),
+    "orange": (32, 7),
+    "yellow": (57, 5),
+    "green": (122, 22),
+    "blue": (224, 18),
+    "purple": (286, 14),
 }
 COLOURS = tuple(HUES)
 DOT_COLOURS = ("white", "black")
 ANY_SHAPE = ("shape", "object")
+SYNONYMS = {"disc": "circle", "spot": "dot", "thing": "object", "violet": "purple"}
+ARTICLES = ("a", "an", "the")
 
 MOST_SHAPES = 8
 LEAST_VISIBLE = 0.7  # of a shape or dot, whatever is drawn over it
@@ -37,8 +38,20 @@ LARGEST_RADIUS = 0.3
 SMALLEST_RADIUS_WITH_DOT = 0.1
 PLACES_TRIED = 20
 
-# radius of the largest dot that fits into a shape of radius 1
+
+def plural(noun: str) -> str:
+    """Of a noun that a phrase may have."""
+    return noun + ("es" if noun.endswith("s") else "s")
+
+
+_NOUNS = (*KINDS, *ANY_SHAPE, "dot", *(word for word, meaning in SYNONYMS.items() if meaning not in COLOURS))
+_SINGULAR = {plural(noun): noun for noun in _NOUNS}
+# every word that :meth:`Scene.instances` understands
+VOCABULARY = (*ARTICLES, *COLOURS, *DOT_COLOURS, *SYNONYMS, *_NOUNS, *_SINGULAR)
+
+# radius of the largest dot that fits into a shape of radius 1 and thickness 1
 _ROOM_FOR_A_DOT = {"circle": 0.9, "square": 0.78, "triangle": 0.5, "star": 0.45, "cross": 0.4}
+_THICKNESSES = {"star": (0.82, 1.1), "cross": (0.8, 1.15)}  # of their arms
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,12 +112,13 @@ class Scene:
     shapes: tuple[Shape, ...]
 
     def instances(self, phrase: str) -> list[Region]:
-        """Every region that ``phrase`` names, such as "star", "red circle", "blue shapes" or "the white dot".
+        """Every region that ``phrase`` names, such as "star", "red disc", "blue shapes" or "the white dot".
 
         Anything that is no such phrase names nothing.
         """
-        *adjectives, noun = re.sub(r"^(a|an|the) ", "", phrase.strip().lower()).split() or [""]
-        noun = re.sub(r"(?<=s)es$|s$", "", noun) if noun != "cross" else noun
+        words = phrase.lower().split()
+        words = words[1:] if words[:1] and words[0] in ARTICLES else words
+        *adjectives, noun = [SYNONYMS.get(word, word) for word in (_SINGULAR.get(word, word) for word in words)] or [""]
         if len(adjectives) > 1:
             return []
         colour = adjectives[0] if adjectives else None
@@ -201,6 +215,7 @@ class _Placement:
     u: np.ndarray
     v: np.ndarray
     radius: float  # in pixels
+    thickness: float
     coverage: np.ndarray
 
 
@@ -225,9 +240,10 @@ def _place(random: np.random.Generator, canvas: _Canvas, kind: str, typical_radi
         dx, dy = (x - centre_x) / (radius * stretch), (y - centre_y) * stretch / radius
         u = np.cos(turn) * dx + np.sin(turn) * dy
         v = -np.sin(turn) * dx + np.cos(turn) * dy
-        coverage = _coverage(_signed_distance(kind, u, v), radius)
+        thickness = float(random.uniform(*_THICKNESSES.get(kind, (1, 1))))
+        coverage = _coverage(_signed_distance(kind, u, v, thickness), radius)
         if canvas.leaves_enough_visible((rows, columns), coverage):
-            return _Placement((rows, columns), u, v, radius, coverage)
+            return _Placement((rows, columns), u, v, radius, thickness, coverage)
     return None
 
 
@@ -240,8 +256,8 @@ def _draw_shape(random: np.random.Generator, canvas: _Canvas, placed: _Placement
     if placed.radius < SMALLEST_RADIUS_WITH_DOT * np.sqrt(whole.coverage.size) or random.random() > 0.45:
         return Shape(kind, colour, whole)
 
-    room = _ROOM_FOR_A_DOT[kind]
-    dot_radius = room * random.uniform(0.5, 0.72) if room > 0.5 else room * random.uniform(0.75, 0.95)
+    room = _ROOM_FOR_A_DOT[kind] * placed.thickness
+    dot_radius = room * random.uniform(0.5, 0.72) if room > 0.6 else room * random.uniform(0.75, 0.95)
     off_centre = random.uniform(-0.5, 0.5, 2) * (room - dot_radius)
     distance = np.hypot(placed.u - off_centre[0], placed.v - off_centre[1]) - dot_radius
     coverage = _coverage(distance, placed.radius) * placed.coverage
@@ -257,7 +273,7 @@ def _coverage(signed_distance: np.ndarray, radius: float) -> np.ndarray:
     return np.clip(0.5 - signed_distance * radius, 0, 1).astype(np.float32)
 
 
-def _signed_distance(kind: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+def _signed_distance(kind: str, u: np.ndarray, v: np.ndarray, thickness: float = 1.0) -> np.ndarray:
     """Distance to the edge of a shape whose circumscribed circle has about radius 1, negative inside."""
     if kind == "circle":
         return np.hypot(u, v) - 0.9
@@ -267,15 +283,15 @@ def _signed_distance(kind: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         slanted = np.sqrt(3) / 2 * np.abs(u) - 0.5 * v
         return np.maximum(v, slanted) - 0.5
     if kind == "star":
-        return _distance_to_star(u, v)
+        return _distance_to_star(u, v, notch_radius=0.45 * thickness)
     if kind == "cross":
-        long, short = 0.95, 0.32
+        long, short = 0.95, 0.32 * thickness
         a, b = np.abs(u), np.abs(v)
         return np.minimum(np.maximum(a - long, b - short), np.maximum(a - short, b - long))
     raise ValueError(f"{kind!r} is not a kind of shape")
 
 
-def _distance_to_star(u: np.ndarray, v: np.ndarray, notch_radius: float = 0.45) -> np.ndarray:
+def _distance_to_star(u: np.ndarray, v: np.ndarray, notch_radius: float) -> np.ndarray:
     """A star has ten equal edges: every direction is folded onto the one from a tip at angle 0 to a notch."""
     sector = 2 * np.pi / 5
     from_tip = np.abs(np.mod(np.arctan2(u, -v) + sector / 2, sector) - sector / 2)
@@ -288,8 +304,8 @@ def _colour(random: np.random.Generator, name: str) -> np.ndarray:
     """(3,) RGB 0..1, one of the many colours that a name stands for."""
     middle, spread = HUES[name]
     hue = ((middle + random.uniform(-spread, spread)) % 360) / 360
-    darkest = 0.8 if name in ("yellow", "orange") else 0.6  # dark yellow is olive, dark orange brown
-    return np.array(colorsys.hsv_to_rgb(hue, random.uniform(0.75, 1.0), random.uniform(darkest, 1.0)))
+    darkest = 0.8 if name in ("yellow", "orange") else 0.48  # dark yellow is olive, dark orange brown
+    return np.array(colorsys.hsv_to_rgb(hue, random.uniform(0.72, 1.0), random.uniform(darkest, 1.0)))
 
 
 def _background(random: np.random.Generator, width: int, height: int) -> np.ndarray:

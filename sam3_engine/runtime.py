@@ -103,9 +103,16 @@ def inference(device: torch.device, precision: torch.dtype) -> Iterator[None]:
         torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32),
         _package_defaults(),
         _full_thread_teams(),
-        torch.cuda.device(device) if device.type == "cuda" else _redirection(device),
+        running_on(device),
     ):
         yield
+
+
+def running_on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """While the package's code runs: "cuda", which it names in places, means ``device`` (this thread only)."""
+    import torch
+
+    return torch.cuda.device(device) if device.type == "cuda" else _redirection(device)
 
 
 @contextlib.contextmanager

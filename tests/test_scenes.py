@@ -5,7 +5,7 @@ import colorsys
 import numpy as np
 import pytest
 
-from demo.scenes import COLOURS, HUES, KINDS, LEAST_VISIBLE, MOST_SHAPES, Scene, Shape, draw_scene
+from demo.scenes import COLOURS, HUES, KINDS, LEAST_VISIBLE, MOST_SHAPES, Scene, Shape, draw_scene, plural
 
 SIZES = [(240, 240), (480, 240), (120, 240), (333, 200)]
 
@@ -105,7 +105,7 @@ def test_phrases_name_what_they_say(scenes):
     for scene in scenes:
         for kind in KINDS:
             wanted = [shape.whole for shape in scene.shapes if shape.kind == kind]
-            for phrase in (kind, f"{kind}s", f"the {kind}", f" {kind.upper()} "):
+            for phrase in (kind, plural(kind), f"the {kind}", f" {kind.upper()} "):
                 assert scene.instances(phrase) == wanted
         for colour in COLOURS:
             assert scene.instances(f"{colour} shapes") == [s.whole for s in scene.shapes if s.colour == colour]

@@ -1,0 +1,242 @@
+"""Train the shapes network, from nothing, on drawn scenes.
+
+    python -m demo.train demo/sam3_shapes.pt            # two CPU cores: about two and a half hours
+    python -m demo.train demo/sam3_shapes.pt --cuda
+
+The state is saved to .cache every few minutes; the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from sam3_engine.model import Architecture, Sam3Image, build_network, checkpoint_contents
+from sam3_engine.runtime import choose_device, running_on
+
+from .training.batches import Batch, Batches
+from .training.dense import DenseHeads
+from .training.detector import detector_losses, prepare
+from .training.losses import Losses
+from .training.optimisation import Optimiser
+from .training.outlines import outline_losses
+from .training.starting_weights import initialise, used_tokens
+
+SHAPES = Architecture(
+    resolution=336,
+    patch_size=14,
+    vit_pretrain_resolution=336,
+    vit_width=96,
+    vit_depth=4,
+    vit_heads=4,
+    vit_mlp_ratio=3.0,
+    vit_window=24,
+    vit_global_blocks=(0, 1, 2, 3),
+    width=64,
+    heads=4,
+    ffn_width=128,
+    encoder_layers=2,
+    decoder_layers=2,
+    geometry_layers=1,
+    queries=25,
+    pixel_decoder_stages=2,
+    text_width=32,
+    text_heads=2,
+    text_layers=1,
+    mask_decoder_heads=4,
+    mask_decoder_ffn_width=128,
+    mask_decoder_downsample=1,
+    iou_head_width=64,
+    fill_hole_area=0,
+    memory_width=16,
+    memory_layers=1,
+    memory_fuser_layers=1,
+)
+DENSE_WEIGHT = 1.5  # beside the prompts
+AVERAGING = 0.998  # the weights that are kept are an average of about the last 500 steps
+SECONDS_BETWEEN_SAVES = 300
+SECONDS_BETWEEN_LINES = 60
+STATE_FILE = Path(__file__).resolve().parent.parent / ".cache" / "training.pt"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What makes two runs the same one.
+
+    Attributes:
+        seed: of the starting weights and the scenes.
+        dense_steps, dense_scenes: steps in which the image encoder learns alone, and scenes in each.
+        steps, scenes: steps in all, and scenes in each of the later ones.
+        rate: the highest learning rate.
+    """
+
+    seed: int = 1
+    dense_steps: int = 1200
+    dense_scenes: int = 8
+    steps: int = 6700
+    scenes: int = 4
+    rate: float = 1.2e-3
+
+
+class Curriculum(torch.utils.data.Dataset[Batch]):
+    """The batch of each step."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._dense_steps = plan.dense_steps
+        self._dense = Batches(SHAPES, plan.seed, plan.dense_scenes, prompts=False)
+        self._joint = Batches(SHAPES, plan.seed, plan.scenes, prompts=True)
+
+    def __getitem__(self, step: int) -> Batch:
+        return self._dense[step] if step < self._dense_steps else self._joint[step]
+
+
+class Training:
+    """A run that can be interrupted."""
+
+    def __init__(self, plan: Plan, device: torch.device) -> None:
+        torch.manual_seed(plan.seed)
+        self.plan, self.device, self.step, self.seconds = plan, device, 0, 0.0
+        self.network = build_network(SHAPES, torch.device("cpu"))
+        initialise(self.network)
+        self.heads = DenseHeads(SHAPES.width).to(device)
+        self.network = _trainable(self.network).to(device)
+        prepare(self.network)
+        self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(AVERAGING))
+        self.optimiser = Optimiser(self.network, self.heads, plan.rate, plan.steps)
+
+    def losses(self, batch: Batch) -> Losses:
+        """What the network has to learn from a batch."""
+        with running_on(self.device):
+            features = self.network.backbone.forward_image(batch.images.float() / 127.5 - 1)
+            dense = self.heads(features, batch)
+            if not batch.phrases:
+                return dense
+            detector = detector_losses(self.network, features, batch)
+            outline = outline_losses(self.network, features, batch)
+        return {
+            **{f"dense {name}": DENSE_WEIGHT * loss for name, loss in dense.items()},
+            **{f"detector {name}": loss for name, loss in detector.items()},
+            **{f"outline {name}": loss for name, loss in outline.items()},
+        }
+
+    def run(self, state_file: Path) -> Iterator[str]:
+        """Train to the end of the plan; yields a line of mean losses a minute, and saves to ``state_file``."""
+        numbers = range(self.step, self.plan.steps)
+        batches = torch.utils.data.DataLoader(Curriculum(self.plan), batch_size=None, sampler=numbers, num_workers=1)
+        sums: dict[str, float] = {}
+        since_line = 0
+        start = last_line = last_save = time.monotonic()
+        before = self.seconds
+        for batch in batches:
+            losses = self.losses(_to(batch, self.device))
+            norm = self.optimiser.step(torch.stack(list(losses.values())).sum())
+            self.average.update_parameters(self.network)
+            self.step += 1
+            since_line += 1
+            values = {name: loss.item() for name, loss in losses.items()}
+            for name, value in {**values, "gradient": norm}.items():
+                sums[name] = sums.get(name, 0.0) + value
+            now = time.monotonic()
+            self.seconds = before + now - start
+            if now - last_line > SECONDS_BETWEEN_LINES or self.step in (self.plan.dense_steps, self.plan.steps):
+                means = " ".join(f"{name} {total / since_line:.3f}" for name, total in sums.items())
+                speed = (now - last_line) / since_line
+                yield f"{self.seconds / 60:.0f} min, step {self.step}, {speed:.2f} s per step: {means}"
+                sums, since_line, last_line = {}, 0, now
+            if now - last_save > SECONDS_BETWEEN_SAVES:
+                self.save(state_file)
+                last_save = now
+
+    def save(self, path: Path) -> None:
+        """Write all that a later :meth:`load` needs to go on from here."""
+        path.parent.mkdir(exist_ok=True)
+        unfinished = path.with_suffix(".unfinished")
+        state = {
+            "plan": dataclasses.asdict(self.plan),
+            "step": self.step,
+            "seconds": self.seconds,
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "heads": self.heads.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+        }
+        torch.save(state, unfinished)
+        unfinished.replace(path)
+
+    def load(self, path: Path) -> None:
+        """Go on from where :meth:`save` was called.
+
+        Raises:
+            ValueError: the state is of a run with another plan.
+        """
+        state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+        if state["plan"] != dataclasses.asdict(self.plan):
+            raise ValueError(f"{path} holds a run of another plan: {state['plan']}; remove it to start anew")
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self.heads.load_state_dict(state["heads"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def write_checkpoint(self, path: Path) -> None:
+        """Write the averaged network as a checkpoint, in half precision (complex tables as they are)."""
+        contents = checkpoint_contents(self.average.module, SHAPES)
+        contents["model"] = {
+            name: (tensor.half() if tensor.is_floating_point() else tensor).cpu()
+            for name, tensor in contents["model"].items()
+        }
+        torch.save(contents, path)
+
+
+def _trainable(network: Sam3Image) -> Sam3Image:
+    """Leave the video memory, which images do not use, and the words that scenes do not know, as they are."""
+    tracker = network.inst_interactive_predictor.model
+    for part in (tracker.transformer, tracker.maskmem_backbone):
+        part.requires_grad_(False)
+    used = used_tokens(network)
+    embedding = network.backbone.language_backbone.encoder.token_embedding.weight
+    embedding.register_hook(lambda gradient: gradient * used.to(gradient.device))
+    return network
+
+
+def _to(batch: Any, device: torch.device) -> Any:
+    """A batch, or a part of one, on a device."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, list | tuple):
+        return type(batch)(_to(part, device) for part in batch)
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        parts = {field.name: _to(getattr(batch, field.name), device) for field in dataclasses.fields(batch)}
+        return dataclasses.replace(batch, **parts)
+    return batch
+
+
+def main() -> None:
+    """Train as the command line asks for it."""
+    parser = argparse.ArgumentParser(prog="python -m demo.train", description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path, help="the file to write at the end")
+    parser.add_argument("--cuda", action="store_true")
+    parser.add_argument("--state", type=Path, default=STATE_FILE, help="where the run's state is kept meanwhile")
+    for field in dataclasses.fields(Plan):
+        flag = f"--{field.name.replace('_', '-')}"
+        parser.add_argument(flag, type=type(field.default), default=field.default, help=f"default {field.default}")
+    arguments = parser.parse_args()
+    plan = Plan(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Plan)})
+    training = Training(plan, choose_device(arguments.cuda))
+    if arguments.state.exists():
+        training.load(arguments.state)
+    for line in training.run(arguments.state):
+        print(line, flush=True)
+    training.write_checkpoint(arguments.checkpoint)
+    arguments.state.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+"""Batches of drawn scenes with prompts, and what the network should answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torchvision.transforms.v2 import functional
+
+from sam3_engine.model import Architecture
+
+from ..questions import (
+    EXEMPLAR_KINDS,
+    OUTLINE_KINDS,
+    OutlineQuestion,
+    ask_by_exemplar,
+    ask_for_absent,
+    ask_for_outline,
+    ask_for_present,
+)
+from ..scenes import COLOURS, KINDS, Region, Scene, draw_scene
+
+PHRASES_PER_SCENE = 2
+EXEMPLARS_PER_SCENE = 1
+OUTLINES_PER_SCENE = {"point": 2, "points": 1, "box": 1, "box and point": 1}
+ABSENT = 0.36  # of the phrases
+EXEMPLAR_SHARES = dict(zip(EXEMPLAR_KINDS, (0.35, 0.25, 0.4), strict=True))
+NOTHING = -100  # what torch's cross entropy leaves out
+
+BOX_CORNERS = (2, 3)  # labels of a box's corners, when a mask decoder is given them as points
+
+
+@dataclass(frozen=True)
+class DenseTargets:
+    """What is at each place of a feature map, for B scenes.
+
+    Attributes:
+        object, dot: (B, side, side) 0..1, how much of the place is part of any shape, of any dot.
+        kind, colour: (B, side, side) numbers in KINDS and COLOURS of the shape there, or NOTHING.
+        box: (B, 4, side, side) that shape's box as x1, y1, x2, y2 in 0..1.
+    """
+
+    object: torch.Tensor
+    dot: torch.Tensor
+    kind: torch.Tensor
+    colour: torch.Tensor
+    box: torch.Tensor
+
+
+@dataclass(frozen=True)
+class DetectorPrompt:
+    """A phrase with example boxes.
+
+    Attributes:
+        scene: number of the scene in the batch.
+        phrase: as the text encoder reads it.
+        boxes: (n, 4) centre, width and height in 0..1.
+        labels: (n,) positive 1, negative 0.
+        answers: numbers of the batch's regions.
+    """
+
+    scene: int
+    phrase: str
+    boxes: torch.Tensor
+    labels: torch.Tensor
+    answers: list[int]
+
+
+@dataclass(frozen=True)
+class OutlinePrompts:
+    """Prompts of points and boxes that have the same number of points, a box being two.
+
+    Attributes:
+        scenes: (N,) numbers of the scenes in the batch.
+        points: (N, n, 2) x and y in 0..1.
+        labels: (N, n) foreground 1, background 0, or :data:`BOX_CORNERS`.
+        answers: (N,) numbers of the batch's regions.
+        acceptable: for each prompt, the regions that could be meant.
+    """
+
+    scenes: torch.Tensor
+    points: torch.Tensor
+    labels: torch.Tensor
+    answers: torch.Tensor
+    acceptable: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B scenes with what is asked about them.
+
+    Attributes:
+        images: (B, 3, resolution, resolution) uint8 RGB.
+        dense: at the resolution of the masks and of the image tokens.
+        masks: (R, side, side) 0..1, the coverage of every region that is an answer, at the resolution of the masks.
+        boxes: (R, 4) their boxes: centre, width and height in 0..1.
+        phrases: prompts for the detector.
+        outlines: prompts for the mask decoder.
+    """
+
+    images: torch.Tensor
+    dense: tuple[DenseTargets, DenseTargets]
+    masks: torch.Tensor
+    boxes: torch.Tensor
+    phrases: list[DetectorPrompt]
+    outlines: list[OutlinePrompts]
+
+
+class Batches(torch.utils.data.Dataset[Batch]):
+    """An endless sequence of batches, each a function of the seed and its number alone."""
+
+    def __init__(self, architecture: Architecture, seed: int, scenes: int, *, prompts: bool) -> None:
+        """Of ``scenes`` scenes each; without ``prompts`` only what is needed for dense targets."""
+        self.architecture, self.seed, self.scenes, self.prompts = architecture, seed, scenes, prompts
+
+    def __getitem__(self, number: int) -> Batch:
+        random = np.random.default_rng([self.seed, number])
+        resolution, grid = self.architecture.resolution, self.architecture.grid
+        scenes = [_scene(random, resolution) for _ in range(self.scenes)]
+        regions = _Regions(4 * grid)
+        phrases, outlines = [], []
+        if self.prompts:
+            for k, scene in enumerate(scenes):
+                phrases += _detector_prompts(random, k, scene, regions)
+                outlines += [
+                    (k, scene, ask_for_outline(random, scene, kind))
+                    for kind in OUTLINE_KINDS
+                    for _ in range(OUTLINES_PER_SCENE[kind])
+                ]
+        grouped = _grouped_outlines(outlines, regions)
+        return Batch(
+            images=torch.stack([_resized(scene.image, resolution) for scene in scenes]),
+            dense=(_dense_targets(scenes, 4 * grid), _dense_targets(scenes, grid)),
+            masks=regions.masks,
+            boxes=regions.boxes,
+            phrases=phrases,
+            outlines=grouped,
+        )
+
+
+def _scene(random: np.random.Generator, resolution: int) -> Scene:
+    """As large as the network's input, and of any aspect ratio."""
+    aspect = np.exp(random.uniform(-np.log(2), np.log(2))) if random.random() < 0.75 else 1.0
+    width = round(resolution * np.sqrt(aspect))
+    return draw_scene(random, width, round(resolution**2 / width))
+
+
+def _resized(image: np.ndarray, resolution: int) -> torch.Tensor:
+    """(3, resolution, resolution), as the predictor's own preprocessing makes it."""
+    return functional.resize(torch.from_numpy(image).permute(2, 0, 1), [resolution, resolution], antialias=True)
+
+
+def _shrunk(coverage: np.ndarray, side: int) -> torch.Tensor:
+    """(side, side), the mean coverage of each cell."""
+    return torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(coverage)[None], side)[0]
+
+
+def _relative(boxes: Sequence[Sequence[float]], scene: Scene) -> torch.Tensor:
+    """Boxes x1, y1, x2, y2 in pixels as centre, width and height in 0..1."""
+    height, width = scene.image.shape[:2]
+    corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4) / torch.tensor([width, height, width, height])
+    return torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], dim=1)
+
+
+class _Regions:
+    """The regions that a batch asks for, each kept once."""
+
+    def __init__(self, side: int) -> None:
+        self._side = side
+        self._numbers: dict[Region, int] = {}
+        self._masks: list[torch.Tensor] = []
+        self._boxes: list[torch.Tensor] = []
+
+    def number(self, region: Region, scene: Scene) -> int:
+        """The number of a region, which is noted if it is new."""
+        if region not in self._numbers:
+            self._numbers[region] = len(self._numbers)
+            self._masks.append(_shrunk(region.coverage, self._side))
+            self._boxes.append(_relative([region.box], scene)[0])
+        return self._numbers[region]
+
+    @property
+    def masks(self) -> torch.Tensor:
+        return torch.stack(self._masks) if self._masks else torch.zeros(0, self._side, self._side)
+
+    @property
+    def boxes(self) -> torch.Tensor:
+        return torch.stack(self._boxes) if self._boxes else torch.zeros(0, 4)
+
+
+def _detector_prompts(
+    random: np.random.Generator, number: int, scene: Scene, regions: _Regions
+) -> list[DetectorPrompt]:
+    prompts = []
+    for _ in range(PHRASES_PER_SCENE):
+        question = ask_for_absent(random, scene) if random.random() < ABSENT else ask_for_present(random, scene)
+        answers = [regions.number(region, scene) for region in question.answers]
+        prompts.append(
+            DetectorPrompt(number, question.phrase, torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), answers)
+        )
+    for _ in range(EXEMPLARS_PER_SCENE):
+        kind = random.choice(list(EXEMPLAR_SHARES), p=list(EXEMPLAR_SHARES.values()))
+        shown = ask_by_exemplar(random, scene, kind)
+        answers = [regions.number(region, scene) for region in shown.answers]
+        phrase = shown.phrase or "visual"
+        prompts.append(
+            DetectorPrompt(number, phrase, _relative(shown.boxes, scene), torch.tensor(shown.labels), answers)
+        )
+    return prompts
+
+
+def _grouped_outlines(questions: list[tuple[int, Scene, OutlineQuestion]], regions: _Regions) -> list[OutlinePrompts]:
+    """The questions by their number of points: the mask decoder takes prompts of one length at a time."""
+    groups: dict[int, list[tuple[int, Scene, OutlineQuestion]]] = {}
+    for asked in questions:
+        question = asked[2]
+        groups.setdefault(len(question.points) + (2 if question.box else 0), []).append(asked)
+    return [
+        OutlinePrompts(
+            scenes=torch.tensor([number for number, _, _ in group]),
+            points=torch.stack([_points(question, scene) for _, scene, question in group]),
+            labels=torch.stack([_labels(question) for _, _, question in group]),
+            answers=torch.tensor([regions.number(question.answer, scene) for _, scene, question in group]),
+            acceptable=[
+                [regions.number(region, scene) for region in question.acceptable] for _, scene, question in group
+            ],
+        )
+        for group in groups.values()
+    ]
+
+
+def _points(question: OutlineQuestion, scene: Scene) -> torch.Tensor:
+    """(n, 2) in 0..1, the box's corners first, as the package orders them."""
+    height, width = scene.image.shape[:2]
+    corners = np.array(question.box or (), float).reshape(-1, 2)
+    return torch.from_numpy(np.concatenate([corners, question.points]) / [width, height]).float()
+
+
+def _labels(question: OutlineQuestion) -> torch.Tensor:
+    """(n,) for the points of :func:`_points`."""
+    return torch.tensor([*(BOX_CORNERS if question.box else ()), *question.labels.tolist()], dtype=torch.int32)
+
+
+def _dense_targets(scenes: list[Scene], side: int) -> DenseTargets:
+    maps: list[list[torch.Tensor]] = []
+    for scene in scenes:
+        coverages = torch.stack([_shrunk(shape.whole.coverage, side) for shape in scene.shapes])
+        dots = [_shrunk(shape.dot.coverage, side) for shape in scene.shapes if shape.dot]
+        most, shape_there = coverages.max(dim=0)
+        kinds = torch.tensor([KINDS.index(shape.kind) for shape in scene.shapes])[shape_there]
+        colours = torch.tensor([COLOURS.index(shape.colour) for shape in scene.shapes])[shape_there]
+        boxes = _relative([shape.whole.box for shape in scene.shapes], scene)
+        corners = torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], dim=1)
+        nowhere = most < 0.4
+        maps.append(
+            [
+                coverages.sum(dim=0).clamp(max=1),
+                torch.stack(dots).sum(dim=0) if dots else torch.zeros(side, side),
+                kinds.masked_fill(nowhere, NOTHING),
+                colours.masked_fill(nowhere, NOTHING),
+                corners[shape_there].permute(2, 0, 1),
+            ]
+        )
+    return DenseTargets(*(torch.stack(of_all) for of_all in zip(*maps, strict=True)))

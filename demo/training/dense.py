@@ -1,0 +1,60 @@
+"""The image encoder's own lesson: what is at each place.
+
+Prompts teach little as long as the image features mean nothing, and features mean little as long as nobody asks for
+them: training that starts with prompts stalls. So throw-away 1x1 convolutions read from the features, at every place,
+whether an object is there, of which kind and colour, and where its box is. At first this is all that is learned;
+later it goes on beside the prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
+from ..scenes import COLOURS, KINDS
+from .batches import NOTHING, Batch, DenseTargets
+from .losses import Losses
+
+FEATURE_PENALTY = 0.03
+LEVELS = (0, 2)  # of the feature pyramids: where masks are made, and the image tokens
+_PARTS = {"object": 1, "dot": 1, "kind": len(KINDS), "colour": len(COLOURS), "box": 4}
+
+
+class DenseHeads(torch.nn.Module):
+    """A 1x1 convolution for each head's feature pyramid (detector, mask decoder) and level."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.readers = torch.nn.ModuleList(
+            torch.nn.Conv2d(width, sum(_PARTS.values()), 1) for _ in range(2 * len(LEVELS))
+        )
+
+    def forward(self, features: Mapping[str, Any], batch: Batch) -> Losses:
+        """What the readers say of the image encoder's features, against ``batch.dense``."""
+        pyramids = (features["backbone_fpn"], features["sam2_backbone_out"]["backbone_fpn"])
+        losses: dict[str, list[torch.Tensor]] = {}
+        for number, reader in enumerate(self.readers):
+            level = number % len(LEVELS)
+            read = reader(pyramids[number // len(LEVELS)][LEVELS[level]]).float()
+            for name, loss in _losses(read, batch.dense[level]).items():
+                losses.setdefault(name, []).append(loss)
+        summed = {name: torch.stack(of_all).sum() for name, of_all in losses.items()}
+        # position encodings are of size 1: features much larger than that would drown them in every attention
+        squares = [level.float().square().mean() for pyramid in pyramids for level in pyramid]
+        return {**summed, "features": FEATURE_PENALTY * torch.stack(squares).sum()}
+
+
+def _losses(read: torch.Tensor, targets: DenseTargets) -> Losses:
+    object_, dot, kind, colour, box = read.split(list(_PARTS.values()), dim=1)
+    somewhere = (targets.kind != NOTHING)[:, None]
+    box_error = (box - 4 * (targets.box - 0.5)).abs() * somewhere
+    return {
+        "object": 2 * binary_cross_entropy_with_logits(object_[:, 0], targets.object),
+        "dot": 2 * binary_cross_entropy_with_logits(dot[:, 0], targets.dot),
+        "kind": 0.5 * cross_entropy(kind, targets.kind, ignore_index=NOTHING),
+        "colour": 0.5 * cross_entropy(colour, targets.colour, ignore_index=NOTHING),
+        "box": 2 * box_error.sum() / (4 * somewhere.sum()).clamp(min=1),
+    }

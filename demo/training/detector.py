@@ -1,0 +1,162 @@
+"""The detector's lesson: every instance of a phrase, or of what example boxes show, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from sam3.model.box_ops import box_cxcywh_to_xyxy
+from sam3.model.data_misc import FindStage
+from sam3.model.geometry_encoders import Prompt
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torchvision.ops import generalized_box_iou, generalized_box_iou_loss
+
+from sam3_engine.network import Sam3Image
+
+from .batches import Batch, DetectorPrompt
+from .losses import Losses, cheapest_pairs, focal_loss, mask_losses
+
+WEIGHTS = {"score": 2.0, "l1": 5.0, "giou": 2.0, "mask": 4.0, "dice": 2.0, "presence": 1.0}
+AUXILIARY_WEIGHT = 0.5  # of the decoder's layers before the last
+ONE_TO_MANY_WEIGHT = 0.7
+MATCHES_OF_ONE_TO_MANY = 4
+ABSENT_SCORE_WEIGHT = 0.3  # the presence token has learned already that the phrase names nothing
+
+
+def prepare(network: Sam3Image) -> None:
+    """Set what makes a network that predicts return what training needs: see :func:`detector_losses`."""
+    network.use_act_checkpoint_seg_head = False  # saves memory that nobody lacks, and costs time
+    network.o2m_mask_predict = False
+    network.back_convert = lambda targets: targets
+    network._compute_matching = lambda outputs, targets: None  # the package's needs its training code; ours is below
+
+
+def detector_losses(network: Sam3Image, features: Mapping[str, Any], batch: Batch) -> Losses:
+    """Ask the detector all prompts of a batch at once.
+
+    Queries come in two halves: one-to-one, each answer being matched by one of them, which are those that predict
+    later, and one-to-many, with which an answer teaches several queries at each step.
+
+    Args:
+        network: prepared, in evaluation mode.
+        features: of the batch's images, by the image encoder.
+        batch: with prompts.
+    """
+    prompts = batch.phrases
+    device = batch.images.device
+    text = network.backbone.forward_text([prompt.phrase for prompt in prompts], device=device)
+    find = FindStage(
+        img_ids=torch.tensor([prompt.scene for prompt in prompts], device=device),
+        text_ids=torch.arange(len(prompts), device=device),
+        **dict.fromkeys(["input_boxes", "input_boxes_mask", "input_boxes_label", "input_points", "input_points_mask"]),
+    )
+    network.training = True  # the switch for the second half of the queries; the parts stay in evaluation mode
+    try:
+        outputs = network.forward_grounding(
+            backbone_out={**features, **text},
+            find_input=find,
+            find_target=None,
+            geometric_prompt=_example_boxes(prompts, device),
+        )
+    finally:
+        network.training = False
+
+    losses: Losses = {}
+    for name, loss in _instance_losses(outputs, batch).items():
+        losses[name] = loss
+    for number, layer in enumerate([outputs, *outputs["aux_outputs"]]):
+        weight = AUXILIARY_WEIGHT if number else 1.0
+        parts = [(ONE_TO_MANY_WEIGHT * weight, _instance_losses(layer, batch, one_to_many=True))]
+        if number:
+            parts.append((weight, _instance_losses(layer, batch)))
+        for factor, of_part in parts:
+            for loss in of_part.values():
+                losses["auxiliary"] = losses.get("auxiliary", torch.zeros((), device=device)) + factor * loss
+    losses["semantic"] = _semantic_loss(outputs["semantic_seg"][:, 0].float(), batch)
+    return losses
+
+
+def _example_boxes(prompts: list[DetectorPrompt], device: torch.device) -> Prompt:
+    """The example boxes of all prompts, padded to the same number."""
+    most = max(len(prompt.labels) for prompt in prompts)
+    boxes = torch.zeros(most, len(prompts), 4)
+    labels = torch.zeros(most, len(prompts), dtype=torch.bool)
+    padding = torch.ones(len(prompts), most, dtype=torch.bool)
+    for number, prompt in enumerate(prompts):
+        count = len(prompt.labels)
+        boxes[:count, number] = prompt.boxes
+        labels[:count, number] = prompt.labels.bool()
+        padding[number, :count] = False
+    return Prompt(box_embeddings=boxes.to(device), box_labels=labels.to(device), box_mask=padding.to(device))
+
+
+def _instance_losses(outputs: Mapping[str, torch.Tensor], batch: Batch, *, one_to_many: bool = False) -> Losses:
+    """Losses of one decoder layer; masks only come with the last one's one-to-one queries."""
+    suffix = "_o2m" if one_to_many else ""
+    logits, boxes = outputs["pred_logits" + suffix][..., 0].float(), outputs["pred_boxes" + suffix].float()
+    prompt_numbers, queries, answers = _match(logits, boxes, batch, MATCHES_OF_ONE_TO_MANY if one_to_many else 1)
+    present = torch.tensor([float(bool(prompt.answers)) for prompt in batch.phrases], device=logits.device)
+
+    matched = torch.zeros_like(logits)
+    matched[prompt_numbers, queries] = 1
+    weights = ABSENT_SCORE_WEIGHT + (1 - ABSENT_SCORE_WEIGHT) * present
+    losses = {"score": (focal_loss(logits, matched) * weights[:, None]).sum() / max(1, len(queries))}
+    if not one_to_many:
+        presence = outputs["presence_logit_dec"][..., 0].float()
+        losses["presence"] = binary_cross_entropy_with_logits(presence, present)
+    if len(queries):
+        found, wanted = boxes[prompt_numbers, queries], batch.boxes[answers]
+        losses["l1"] = (found - wanted).abs().sum(dim=1).mean()
+        losses["giou"] = generalized_box_iou_loss(
+            box_cxcywh_to_xyxy(found), box_cxcywh_to_xyxy(wanted), reduction="mean"
+        )
+        if "pred_masks" in outputs and not one_to_many:
+            of_matched = outputs["pred_masks"][prompt_numbers, queries].float()
+            cross_entropy, dice = mask_losses(of_matched, batch.masks[answers])
+            losses["mask"], losses["dice"] = cross_entropy.mean(), dice.mean()
+    return {name: WEIGHTS[name] * loss for name, loss in losses.items()}
+
+
+@torch.no_grad()
+def _match(
+    logits: torch.Tensor, boxes: torch.Tensor, batch: Batch, most_matches: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Match queries to answers by score and box.
+
+    Args:
+        logits: (prompts, queries).
+        boxes: (prompts, queries, 4) centre, width and height in 0..1.
+        batch: with the answers.
+        most_matches: how many queries match an answer, as far as there are enough.
+
+    Returns:
+        For each match the number of its prompt, its query and its region.
+    """
+    matches: list[list[torch.Tensor]] = [[torch.zeros(0, dtype=torch.long, device=logits.device)] for _ in range(3)]
+    for number, prompt in enumerate(batch.phrases):
+        if not prompt.answers:
+            continue
+        regions = torch.tensor(prompt.answers, device=logits.device)
+        regions = regions.repeat(min(most_matches, logits.shape[1] // len(regions)))
+        wanted = batch.boxes[regions]
+        overlap = generalized_box_iou(box_cxcywh_to_xyxy(boxes[number]), box_cxcywh_to_xyxy(wanted))
+        score = logits[number].sigmoid()[:, None]
+        queries, chosen = cheapest_pairs(5 * torch.cdist(boxes[number], wanted, p=1) - 2 * overlap - 2 * score)
+        for column, values in zip(matches, (torch.full_like(queries, number), queries, regions[chosen]), strict=True):
+            column.append(values)
+    prompt_numbers, queries, answers = (torch.cat(column) for column in matches)
+    return prompt_numbers, queries, answers
+
+
+def _semantic_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """The detector's map of all that a phrase names, without instances: teaches its pixels at every step."""
+    maps = torch.stack(
+        [
+            batch.masks[prompt.answers].amax(dim=0) if prompt.answers else torch.zeros_like(logits[0])
+            for prompt in batch.phrases
+        ]
+    )
+    cross_entropy, dice = mask_losses(logits, maps)
+    present = torch.tensor([bool(prompt.answers) for prompt in batch.phrases], device=logits.device)
+    return cross_entropy.mean() + 0.5 * (dice * present).mean()

@@ -1,0 +1,99 @@
+"""The mask decoder's lesson: the region that points and boxes ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from sam3_engine.network import Sam3Image
+
+from .batches import Batch, OutlinePrompts
+from .losses import Losses, cheapest_pairs, mask_iou, mask_losses
+
+WEIGHTS = {"mask": 4.0, "dice": 2.0, "iou": 4.0}
+
+
+def outline_losses(network: Sam3Image, features: Mapping[str, Any], batch: Batch) -> Losses:
+    """Ask the mask decoder all points and boxes of a batch.
+
+    Args:
+        network: in evaluation mode.
+        features: of the batch's images, by the image encoder.
+        batch: with prompts.
+    """
+    losses: Losses = {}
+    for prompts in batch.outlines:
+        logits, quality = _predict(network, features["sam2_backbone_out"]["backbone_fpn"], prompts)
+        for name, loss in _losses(logits.float(), quality.float(), prompts, batch).items():
+            losses[name] = losses.get(name, torch.zeros_like(loss)) + loss
+    return losses
+
+
+def _predict(
+    network: Sam3Image, pyramid: list[torch.Tensor], prompts: OutlinePrompts
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mask logits (N, 4, side, side) and IoU estimates (N, 4): the single mask's token, then the multimask ones.
+
+    What the package's predictor does, for a batch of images and with gradients.
+    """
+    tracker = network.inst_interactive_predictor.model
+    decoder, encoder, scenes = tracker.sam_mask_decoder, tracker.sam_prompt_encoder, prompts.scenes
+    tokens = pyramid[2] + tracker.no_mem_embed.reshape(1, -1, 1, 1)
+    sparse, dense = encoder(points=(prompts.points * tracker.image_size, prompts.labels), boxes=None, masks=None)
+    logits, quality, *_ = decoder.predict_masks(
+        image_embeddings=tokens[scenes],
+        image_pe=encoder.get_dense_pe(),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        repeat_image=False,
+        high_res_features=[decoder.conv_s0(pyramid[0])[scenes], decoder.conv_s1(pyramid[1])[scenes]],
+    )
+    return logits, quality
+
+
+def _losses(logits: torch.Tensor, quality: torch.Tensor, prompts: OutlinePrompts, batch: Batch) -> Losses:
+    """The first mask is the answer; each acceptable region is one of the other three; estimates are true IoUs."""
+    masks = batch.masks[prompts.answers]
+    single_entropy, single_dice = mask_losses(logits[:, 0], masks)
+
+    owners = [number for number, regions in enumerate(prompts.acceptable) for _ in regions]
+    acceptable = batch.masks[[region for regions in prompts.acceptable for region in regions]]
+    candidates = logits[owners, 1:]  # (acceptable, 3, side, side)
+    with torch.no_grad():
+        entropy, dice = mask_losses(candidates.flatten(0, 1), acceptable.repeat_interleave(candidates.shape[1], dim=0))
+        cost = (WEIGHTS["mask"] * entropy + WEIGHTS["dice"] * dice).reshape(len(owners), -1)
+        rows, tokens = _assign(cost, [len(regions) for regions in prompts.acceptable])
+        true_quality = _true_quality(logits > 0, masks > 0.5, acceptable > 0.5, owners)
+    multi_entropy, multi_dice = mask_losses(candidates[rows, tokens], acceptable[rows])
+    losses = {
+        "mask": single_entropy.mean() + multi_entropy.mean(),
+        "dice": single_dice.mean() + multi_dice.mean(),
+        "iou": (quality - true_quality).square().mean(),
+    }
+    return {name: WEIGHTS[name] * loss for name, loss in losses.items()}
+
+
+def _assign(cost: torch.Tensor, counts: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give each acceptable region a token of its own; ``counts`` are those of the rows that share a prompt."""
+    rows, tokens = [], []
+    start = 0
+    for count in counts:
+        regions, chosen = cheapest_pairs(cost[start : start + count])
+        rows.append(start + regions)
+        tokens.append(chosen)
+        start += count
+    return torch.cat(rows), torch.cat(tokens)
+
+
+def _true_quality(
+    found: torch.Tensor, masks: torch.Tensor, acceptable: torch.Tensor, owners: list[int]
+) -> torch.Tensor:
+    """(N, 4) IoU of the single mask with the answer, and of the others with the acceptable region next to each."""
+    quality = torch.zeros(found.shape[:2], device=found.device)
+    quality[:, 0] = mask_iou(found[:, 0], masks)
+    of_others = mask_iou(found[owners, 1:], acceptable[:, None])
+    for row, owner in enumerate(owners):
+        quality[owner, 1:] = torch.maximum(quality[owner, 1:], of_others[row])
+    return quality

@@ -1,0 +1,156 @@
+"""Where training starts.
+
+Random weights as for a large network leave one as small as this where it is: its heads look everywhere at once, its
+mask decoder hears the picture and not the prompt. Each function here removes one such obstacle; none adds knowledge of
+shapes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from sam3_engine.network import Sam3Image
+
+from ..scenes import VOCABULARY
+
+# what each head of a ViT block looks at first: x and y of the token, counted from its own; None leaves it as it is
+_NEIGHBOURS: tuple[tuple[tuple[int, int] | None, ...], ...] = (
+    ((1, 0), (-1, 0), (0, 1), (0, -1)),
+    ((1, 1), (-1, 1), (1, -1), (-1, -1)),
+    ((2, 0), (-2, 0), (0, 2), (0, -2)),
+    ((0, 0), (2, 2), (-2, -2), None),
+)
+
+
+@torch.no_grad()
+def initialise(network: Sam3Image) -> None:
+    """Set the weights from which training starts; random ones come from torch's generator."""
+    vit = network.backbone.vision_backbone.trunk
+    _widen(vit)
+    _add_sine_table(vit)
+    for number, block in enumerate(vit.blocks):
+        _attend_to_neighbours(block.attn, _NEIGHBOURS[number % len(_NEIGHBOURS)])
+    _initialise_text_encoder(network)
+    _spread_reference_boxes(network.transformer.decoder)
+    tracker = network.inst_interactive_predictor.model
+    _look_where_prompts_point(tracker.sam_mask_decoder)
+    _hear_prompts(tracker.sam_mask_decoder)
+
+
+def used_tokens(network: Sam3Image) -> torch.Tensor:
+    """(vocabulary, 1) 1 for every token of the demo's vocabulary, else 0.
+
+    The embeddings of all others stay 0, so that every unknown word reads the same.
+    """
+    language = network.backbone.language_backbone
+    tokenizer = language.tokenizer
+    used = torch.zeros(language.encoder.token_embedding.num_embeddings, 1)
+    used[[tokenizer.sot_token_id, tokenizer.eot_token_id]] = 1
+    for word in (*VOCABULARY, "visual"):  # the phrase that stands for none, when example boxes ask alone
+        used[tokenizer.encode(word)] = 1
+    return used
+
+
+def _widen(vit: Any) -> None:
+    """The ViT's matrices start with deviation 0.02, which suits a width of 1,000, not of 100."""
+    for parameter in vit.parameters():
+        if parameter.dim() == 2:
+            parameter.mul_(2.5)
+
+
+def _add_sine_table(vit: Any, amplitude: float = 0.25) -> None:
+    """Let the values that attention passes on, and not its keys alone, know where they are.
+
+    Added to the absolute position embedding: sines and cosines of half a period to four periods over the image.
+    """
+    width = vit.pos_embed.shape[-1]
+    grid = math.isqrt(vit.pos_embed.shape[1] - 1)  # one is the class token
+    frequencies = torch.pi * 2.0 ** torch.linspace(0, 3, width // 4)
+    angles = ((torch.arange(grid) + 0.5) / grid)[:, None] * frequencies
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)
+    table = torch.cat([waves[None].expand(grid, -1, -1), waves[:, None].expand(-1, grid, -1)], dim=-1)
+    vit.pos_embed[:, 1:] += amplitude * table.reshape(1, grid * grid, width)
+
+
+def _attend_to_neighbours(
+    attention: Any, neighbours: tuple[tuple[int, int] | None, ...], sharpness: float = 3.0
+) -> None:
+    """Start each head as a look at one neighbour, as a convolution has it.
+
+    A query is turned by its position (RoPE), and so is a key: constant ones, which are biases, therefore give logits
+    that depend on the distance alone. A key bias turned back by the distance ``d`` puts their peak at ``d``.
+
+    Args:
+        attention: of a ViT block.
+        neighbours: for each head, x and y in tokens.
+        sharpness: how much lower the logit is one token off.
+    """
+    heads, head_width = attention.num_heads, attention.head_dim
+    count = head_width // 4  # frequencies of each axis, as the package makes them
+    frequencies = 1 / 10000 ** (torch.arange(0, head_width, 4)[:count].float() / head_width)
+    drop = sharpness / (attention.scale * (1 - math.cos(1)))
+    amplitudes = torch.zeros(count)
+    # three quarters of the drop from the fastest wave, the rest from the next, which tells far from near
+    amplitudes[0] = math.sqrt(0.75 * drop)
+    amplitudes[1] = math.sqrt(0.25 * drop * (1 - math.cos(1)) / (1 - math.cos(2 * float(frequencies[1]))))
+    biases = attention.qkv.bias.view(3, heads, 2, count, 2)  # query, key, value; x, y; real, imaginary
+    for head, neighbour in enumerate(neighbours[:heads]):
+        if neighbour is None:
+            continue
+        biases[:2, head] = 0
+        for axis, distance in enumerate(neighbour):
+            biases[0, head, axis, :, 0] = amplitudes
+            biases[1, head, axis, :, 0] = amplitudes * torch.cos(frequencies * distance)
+            biases[1, head, axis, :, 1] = -amplitudes * torch.sin(frequencies * distance)
+
+
+def _initialise_text_encoder(network: Sam3Image) -> None:
+    """The package leaves these to whoever trains: some as uninitialised memory."""
+    encoder = network.backbone.language_backbone.encoder
+    torch.nn.init.normal_(encoder.token_embedding.weight, std=0.5)
+    encoder.token_embedding.weight.mul_(used_tokens(network))
+    torch.nn.init.normal_(encoder.positional_embedding, std=0.1)
+    torch.nn.init.normal_(encoder.text_projection, std=encoder.width**-0.5)
+
+
+def _spread_reference_boxes(decoder: Any, side: float = 0.25) -> None:
+    """Start the queries as boxes on a grid, so that each has a place of its own."""
+    columns = math.isqrt(decoder.num_queries)
+    if columns**2 != decoder.num_queries:
+        raise ValueError(f"{decoder.num_queries} queries do not fill a square grid")
+    centres = (torch.arange(columns) + 0.5) / columns
+    y, x = torch.meshgrid(centres, centres, indexing="ij")
+    sides = torch.full_like(x.flatten(), side)
+    decoder.reference_points.weight.copy_(torch.logit(torch.stack([x.flatten(), y.flatten(), sides, sides], dim=1)))
+
+
+def _look_where_prompts_point(mask_decoder: Any, gain: float = 1.5) -> None:
+    """Let a prompt's token start by looking at the place that its own position encoding names, and that place at it.
+
+    That is what equal projections of queries and keys do; otherwise it has to be discovered first.
+    """
+    transformer = mask_decoder.transformer
+    attentions = [transformer.final_attn_token_to_image]
+    for layer in transformer.layers:
+        attentions += [layer.cross_attn_token_to_image, layer.cross_attn_image_to_token]
+    for attention in attentions:
+        torch.nn.init.orthogonal_(attention.q_proj.weight, gain)
+        attention.k_proj.weight.copy_(attention.q_proj.weight)
+        attention.q_proj.bias.zero_()
+        attention.k_proj.bias.zero_()
+
+
+def _hear_prompts(mask_decoder: Any) -> None:
+    """Balance what a prompt writes into the image tokens against the skip connections, which else drown it."""
+    for layer in mask_decoder.transformer.layers:
+        layer.cross_attn_image_to_token.out_proj.weight *= 3
+        layer.cross_attn_token_to_image.out_proj.weight *= 2
+        layer.self_attn.out_proj.weight *= 1.5
+    mask_decoder.transformer.final_attn_token_to_image.out_proj.weight *= 2
+    mask_decoder.output_upscaling[3].weight *= 5
+    for skip, gain in ((mask_decoder.conv_s0, 0.2), (mask_decoder.conv_s1, 0.3)):
+        skip.weight *= gain
+        skip.bias *= gain
