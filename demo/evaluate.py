@@ -2,31 +2,56 @@
 
     python -m demo.evaluate demo/sam3_shapes.pt
 
-Prints a table. The scenes come from seeds that training does not use.
+Prints Markdown tables. All prompts go through the plugin in an Ikomia workflow, except example boxes, which the plugin
+does not have: these go through the sam3 package's own processor.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from sam3_engine.model import load_model
-from sam3_engine.predictor import Predictor, Segment
+from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import GeometricPrompt, TextPrompt
-from sam3_engine.runtime import choose_device
+from sam3_engine.runtime import importing_sam3
 
-from .questions import OUTLINE_KINDS, OutlineQuestion, ask_for_absent, ask_for_outline, ask_for_present
-from .scenes import Region, draw_scene
+from .pillow_scenes import draw_with_pillow
+from .plugin import Plugin
+from .questions import (
+    EXEMPLAR_KINDS,
+    OUTLINE_KINDS,
+    POSITIVE,
+    ExemplarQuestion,
+    OutlineQuestion,
+    ask_by_exemplar,
+    ask_for_absent,
+    ask_for_outline,
+    ask_for_present,
+)
+from .scenes import Region, Scene, draw_scene
+
+with importing_sam3():
+    from sam3.model.sam3_image_processor import Sam3Processor
 
 HELD_OUT_SEED = 10_000_000
 SIZES = ((448, 448), (640, 448), (448, 640), (800, 400))  # width and height
+PRESENT_PHRASES, ABSENT_PHRASES = 3, 2  # asked of each scene
 MATCH_IOU = 0.5
+TIMED_RUNS = 30
+
+Mask = np.ndarray  # (H, W) bool
 
 
-def iou(a: np.ndarray, b: np.ndarray) -> float:
+def iou(a: Mask, b: Mask) -> float:
     """Intersection over union of two boolean masks."""
     union = np.count_nonzero(a | b)
     return np.count_nonzero(a & b) / union if union else 1.0
@@ -34,14 +59,14 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 
 @dataclass
 class Detections:
-    """Counts of what a text prompt found against what is there."""
+    """What was found against what is there."""
 
     matched: int = 0
     found: int = 0
     true: int = 0
     ious: list[float] = field(default_factory=list)
 
-    def add(self, masks: list[np.ndarray], answers: list[Region]) -> None:
+    def add(self, masks: list[Mask], answers: list[Region]) -> None:
         """Match masks to answers, best pairs first; a pair counts above :data:`MATCH_IOU`."""
         ious = np.array([[iou(mask, answer.mask) for answer in answers] for mask in masks])
         ious = ious.reshape(len(masks), len(answers))
@@ -53,9 +78,20 @@ class Detections:
         self.found += len(masks)
         self.true += len(answers)
 
-    def __str__(self) -> str:
-        precision, recall = self.matched / max(1, self.found), self.matched / max(1, self.true)
-        return f"precision {precision:.3f}, recall {recall:.3f}, mean IoU of matches {np.mean(self.ious or [0]):.3f}"
+    @property
+    def precision(self) -> float:
+        """Of what was found, how much is right; 1 if nothing was found."""
+        return self.matched / self.found if self.found else 1.0
+
+    @property
+    def recall(self) -> float:
+        """Of what is there, how much was found; 1 if nothing is there."""
+        return self.matched / self.true if self.true else 1.0
+
+    @property
+    def mean_iou(self) -> float:
+        """Of the matches."""
+        return float(np.mean(self.ious)) if self.ious else 0.0
 
 
 @dataclass
@@ -66,57 +102,144 @@ class Outlines:
     single_acceptable: list[float] = field(default_factory=list)
     best_of_three: list[float] = field(default_factory=list)
 
-    def add(self, question: OutlineQuestion, single: Segment, three: list[Segment]) -> None:
+    def add(self, question: OutlineQuestion, single: Mask, three: list[Mask]) -> None:
         """Note the masks for one question."""
-        self.single.append(iou(single.mask, question.answer.mask))
-        self.single_acceptable.append(max(iou(single.mask, region.mask) for region in question.acceptable))
-        self.best_of_three.append(max(iou(candidate.mask, question.answer.mask) for candidate in three))
+        self.single.append(iou(single, question.answer.mask))
+        self.single_acceptable.append(max(iou(single, region.mask) for region in question.acceptable))
+        self.best_of_three.append(max(iou(candidate, question.answer.mask) for candidate in three))
+
+
+@dataclass
+class Results:
+    """The measures of one network on one set of scenes.
+
+    Attributes:
+        found: for each kind of phrase or example.
+        absent_asked, absent_answered: phrases for what is not there, and those that found something.
+        outlines: for each kind of point and box prompt.
+    """
+
+    found: dict[str, Detections] = field(default_factory=dict)
+    absent_asked: int = 0
+    absent_answered: int = 0
+    outlines: dict[str, Outlines] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return (
-            f"mean IoU {np.mean(self.single):.3f} (with any acceptable answer {np.mean(self.single_acceptable):.3f}), "
-            f"best of three {np.mean(self.best_of_three):.3f}"
-        )
+        lines = ["| all instances of | asked | precision | recall | mean IoU of matches |", "|---|---|---|---|---|"]
+        lines += [
+            f"| {kind} | {rows.true} | {rows.precision:.3f} | {rows.recall:.3f} | {rows.mean_iou:.3f} |"
+            for kind, rows in self.found.items()
+        ]
+        share = self.absent_answered / max(1, self.absent_asked)
+        lines += ["", f"Phrases for what is not there: {share:.1%} of {self.absent_asked} found something."]
+        lines += ["", "| one object by | asked | mean IoU | best of three |", "|---|---|---|---|"]
+        lines += [
+            f"| {kind} | {len(rows.single)} | {np.mean(rows.single):.3f} | {np.mean(rows.best_of_three):.3f} |"
+            for kind, rows in self.outlines.items()
+        ]
+        return "\n".join(lines)
 
 
-def evaluate(predictor: Predictor, scenes: int, seed: int = HELD_OUT_SEED) -> dict[str, object]:
-    """Ask a predictor about drawn scenes.
+class Examinee:
+    """A checkpoint in the plugin (and for example boxes in the package's processor), asked one question at a time."""
 
-    Args:
-        predictor: of a network that should know the shapes.
-        scenes: how many to draw.
-        seed: of the scenes and questions.
+    def __init__(self, weights: Path, *, cuda: bool = False) -> None:
+        self._plugin = Plugin(model_weight_file=weights, cuda=cuda)
+        device = torch.device("cuda" if cuda else "cpu")
+        self._model = load_model(weights, device)
+        resolution = self._model.network.inst_interactive_predictor.model.image_size
+        with self._model.running():
+            self._processor = Sam3Processor(self._model.network, resolution=resolution, device=device)
 
-    Returns:
-        Rows of the table: the kind of prompt, and its measure as something that prints as text.
-    """
-    random = np.random.default_rng(seed)
-    present, outlines = Detections(), {kind: Outlines() for kind in OUTLINE_KINDS}
-    absent_asked = absent_answered = 0
-    for number in range(scenes):
-        scene = draw_scene(random, *SIZES[number % len(SIZES)])
-        embedding = predictor.encode_image(scene.image)
-        for _ in range(3):
+    def find(self, image: np.ndarray, phrase: str) -> list[Mask]:
+        """The instances of a phrase."""
+        (output,) = self._plugin.segment(image, input_text=phrase)
+        numbers = output.get_mask()
+        return [numbers == number for number in range(1, len(output.get_class_names()))]
+
+    def outline(self, image: np.ndarray, question: OutlineQuestion, *, multimask: bool) -> list[Mask]:
+        """One mask for a point or box prompt, or three."""
+        points = {"input_point": question.points.tolist(), "input_point_label": question.labels.tolist()}
+        prompt: dict[str, Any] = points if len(question.points) else {}
+        if question.box:
+            prompt["input_box"] = [list(question.box)]
+        outputs = self._plugin.segment(image, multimask_output=multimask, **prompt)
+        return [output.get_mask() == 1 for output in outputs]
+
+    def find_like(self, image: np.ndarray, question: ExemplarQuestion) -> list[Mask]:
+        """The instances that example boxes ask for."""
+        with self._model.running():
+            state = self._processor.set_image(torch.from_numpy(image).permute(2, 0, 1))
+            if question.phrase:
+                self._processor.set_text_prompt(question.phrase, state)
+            height, width = image.shape[:2]
+            for box, label in zip(question.boxes, question.labels, strict=True):
+                x1, y1, x2, y2 = np.array(box) / [width, height, width, height]
+                centred = [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
+                state = self._processor.add_geometric_prompt(centred, label == POSITIVE, state)
+        return list(state["masks"][:, 0].cpu().numpy())
+
+
+def held_out_scenes(count: int, random: np.random.Generator) -> Iterable[Scene]:
+    """Scenes of the training's own generator."""
+    for number in range(count):
+        yield draw_scene(random, *SIZES[number % len(SIZES)])
+
+
+def pillow_scenes(count: int, random: np.random.Generator) -> Iterable[Scene]:
+    """Scenes of another renderer."""
+    for _ in range(count):
+        yield draw_with_pillow(random)
+
+
+def evaluate(examinee: Examinee, scenes: Iterable[Scene], random: np.random.Generator) -> Results:
+    """Ask about scenes: of each some phrases, and a question of each kind of outline and example."""
+    results = Results(found={"phrases": Detections()}, outlines={kind: Outlines() for kind in OUTLINE_KINDS})
+    for scene in scenes:
+        for _ in range(PRESENT_PHRASES):
             question = ask_for_present(random, scene)
-            segments = predictor.segment(embedding, TextPrompt(question.phrase))
-            present.add([segment.mask for segment in segments], question.answers)
-        for _ in range(2):
-            absent_asked += 1
-            absent_answered += bool(predictor.segment(embedding, TextPrompt(ask_for_absent(random, scene).phrase)))
-        for kind, measure in outlines.items():
+            masks = examinee.find(scene.image, question.phrase)
+            for kind in ("phrases", f"phrases: {question.kind}"):
+                results.found.setdefault(kind, Detections()).add(masks, question.answers)
+        for _ in range(ABSENT_PHRASES):
+            results.absent_asked += 1
+            results.absent_answered += bool(examinee.find(scene.image, ask_for_absent(random, scene).phrase))
+        for kind, measure in results.outlines.items():
             outline = ask_for_outline(random, scene, kind)
-            prompt = GeometricPrompt(
-                (outline.box,) if outline.box else (),
-                tuple((x, y) for x, y in outline.points.tolist()),
-                tuple(outline.labels.tolist()),
-            )
-            (single,) = predictor.segment(embedding, prompt)
-            measure.add(outline, single, predictor.segment(embedding, prompt, multimask=True))
-    return {
-        "text": present,
-        "absent phrase": f"answered {absent_answered / max(1, absent_asked):.1%} of {absent_asked}",
-        **outlines,
-    }
+            (single,) = examinee.outline(scene.image, outline, multimask=False)
+            measure.add(outline, single, examinee.outline(scene.image, outline, multimask=True))
+        for kind in EXEMPLAR_KINDS:
+            shown = ask_by_exemplar(random, scene, kind)
+            results.found.setdefault(kind, Detections()).add(examinee.find_like(scene.image, shown), shown.answers)
+    results.found = dict(sorted(results.found.items(), key=lambda row: (row[0] in EXEMPLAR_KINDS, row[0])))
+    return results
+
+
+def milliseconds(weights: Path) -> dict[str, float]:
+    """Median times on one CPU core, in the engine, of encoding an image and of asking about it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        predictor = Predictor(load_model(weights, torch.device("cpu")))
+        image = draw_scene(np.random.default_rng(HELD_OUT_SEED)).image
+        embedding = predictor.encode_image(image)
+        point = GeometricPrompt(points=((100.0, 100.0),), point_labels=(1,))
+        return {
+            "encode an image": _median_milliseconds(lambda: predictor.encode_image(image)),
+            "phrase": _median_milliseconds(lambda: predictor.segment(embedding, TextPrompt("star"))),
+            "point": _median_milliseconds(lambda: predictor.segment(embedding, point)),
+        }
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _median_milliseconds(work: Callable[[], object]) -> float:
+    times = []
+    for _ in range(TIMED_RUNS):
+        start = time.perf_counter()
+        work()
+        times.append(1000 * (time.perf_counter() - start))
+    return float(np.median(times))
 
 
 def main() -> None:
@@ -127,10 +250,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=HELD_OUT_SEED)
     parser.add_argument("--cuda", action="store_true")
     arguments = parser.parse_args()
-    predictor = Predictor(load_model(arguments.weights, choose_device(arguments.cuda)))
-    print("| prompt | measure |\n|---|---|")
-    for prompt, measure in evaluate(predictor, arguments.scenes, arguments.seed).items():
-        print(f"| {prompt} | {measure} |")
+    logging.getLogger("ikomia").setLevel(logging.WARNING)  # else a line for each run
+    examinee = Examinee(arguments.weights, cuda=arguments.cuda)
+    for title, drawn in (("Scenes held out", held_out_scenes), ("Scenes of another renderer", pillow_scenes)):
+        random = np.random.default_rng(arguments.seed)
+        print(f"### {title}\n\n{evaluate(examinee, drawn(arguments.scenes, random), random)}\n", flush=True)
+    print("### Time on one CPU core\n\n| step | ms |\n|---|---|")
+    for step, median in milliseconds(arguments.weights).items():
+        print(f"| {step} | {median:.0f} |")
 
 
 if __name__ == "__main__":

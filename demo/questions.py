@@ -15,6 +15,7 @@ OTHER_NOUNS = (
     *("clock", "cloud", "dog", "door", "face", "fish", "flower", "glass", "hand", "hat", "house", "lamp", "leaf"),
     *("mountain", "person", "phone", "pizza", "river", "shoe", "table", "train", "tree", "truck", "wheel", "window"),
 )
+PHRASE_KINDS = ("kind", "colour and kind", "any shape", "colour and any shape", "dot")
 OUTLINE_KINDS = ("point", "points", "box", "box and point")
 EXEMPLAR_KINDS = ("positive box", "phrase and positive box", "phrase and negative box")
 
@@ -24,8 +25,15 @@ POSITIVE, NEGATIVE = 1, 0
 
 @dataclass(frozen=True, eq=False)
 class PhraseQuestion:
-    """A phrase, and every region that it names; none if it is absent."""
+    """A phrase, and every region that it names; none if it is absent.
 
+    Attributes:
+        kind: of :data:`PHRASE_KINDS`, or "absent".
+        phrase: with its synonyms, plurals and articles.
+        answers: every region that it names.
+    """
+
+    kind: str
     phrase: str
     answers: list[Region]
 
@@ -75,18 +83,18 @@ class OutlineQuestion:
 
 def ask_for_present(random: np.random.Generator, scene: Scene) -> PhraseQuestion:
     """A phrase for something in the scene, by its kind, its colour, or both."""
-    shape = random.choice(np.array(scene.shapes, dtype=object))
-    kind_of_phrase = random.choice(
-        ["kind", "colour and kind", "any", "colour and any", "dot"], p=[0.36, 0.38, 0.08, 0.08, 0.1]
-    )
+    shape = scene.shapes[random.integers(len(scene.shapes))]
     dotted = [other for other in scene.shapes if other.dot]
-    if kind_of_phrase == "dot" and dotted:
+    kind = str(random.choice(PHRASE_KINDS, p=[0.36, 0.38, 0.08, 0.08, 0.1]))
+    if kind == "dot" and not dotted:
+        kind = "kind"
+    if kind == "dot":
         dot_colour = random.choice([str(other.dot_colour) for other in dotted])
         phrase = "dot" if random.random() < 0.5 else f"{dot_colour} dot"
     else:
-        noun = random.choice(ANY_SHAPE) if "any" in kind_of_phrase else shape.kind
-        phrase = f"{shape.colour} {noun}" if "colour" in kind_of_phrase else str(noun)
-    return PhraseQuestion(_worded(random, phrase), scene.instances(phrase))
+        noun = random.choice(ANY_SHAPE) if "any" in kind else shape.kind
+        phrase = f"{shape.colour} {noun}" if "colour" in kind else str(noun)
+    return PhraseQuestion(kind, _worded(random, phrase), scene.instances(phrase))
 
 
 def ask_for_absent(random: np.random.Generator, scene: Scene) -> PhraseQuestion:
@@ -109,7 +117,7 @@ def ask_for_absent(random: np.random.Generator, scene: Scene) -> PhraseQuestion:
             p=[0.34, 0.22, 0.12, 0.1, 0.15, 0.07],
         )
         if not scene.instances(phrase):
-            return PhraseQuestion(_worded(random, phrase), [])
+            return PhraseQuestion("absent", _worded(random, phrase), [])
 
 
 def ask_for_outline(random: np.random.Generator, scene: Scene, kind: str) -> OutlineQuestion:

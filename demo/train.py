@@ -88,10 +88,10 @@ class Plan:
 class Curriculum(torch.utils.data.Dataset[Batch]):
     """The batch of each step."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, architecture: Architecture) -> None:
         self._dense_steps = plan.dense_steps
-        self._dense = Batches(SHAPES, plan.seed, plan.dense_scenes, prompts=False)
-        self._joint = Batches(SHAPES, plan.seed, plan.scenes, prompts=True)
+        self._dense = Batches(architecture, plan.seed, plan.dense_scenes, prompts=False)
+        self._joint = Batches(architecture, plan.seed, plan.scenes, prompts=True)
 
     def __getitem__(self, step: int) -> Batch:
         return self._dense[step] if step < self._dense_steps else self._joint[step]
@@ -100,12 +100,13 @@ class Curriculum(torch.utils.data.Dataset[Batch]):
 class Training:
     """A run that can be interrupted."""
 
-    def __init__(self, plan: Plan, device: torch.device) -> None:
+    def __init__(self, plan: Plan, device: torch.device, architecture: Architecture = SHAPES) -> None:
         torch.manual_seed(plan.seed)
-        self.plan, self.device, self.step, self.seconds = plan, device, 0, 0.0
-        self.network = build_network(SHAPES, torch.device("cpu"))
+        self.plan, self.device, self.architecture = plan, device, architecture
+        self.step, self.seconds = 0, 0.0
+        self.network = build_network(architecture, torch.device("cpu"))
         initialise(self.network)
-        self.heads = DenseHeads(SHAPES.width).to(device)
+        self.heads = DenseHeads(architecture.width).to(device)
         self.network = _trainable(self.network).to(device)
         prepare(self.network)
         self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(AVERAGING))
@@ -129,7 +130,8 @@ class Training:
     def run(self, state_file: Path) -> Iterator[str]:
         """Train to the end of the plan; yields a line of mean losses a minute, and saves to ``state_file``."""
         numbers = range(self.step, self.plan.steps)
-        batches = torch.utils.data.DataLoader(Curriculum(self.plan), batch_size=None, sampler=numbers, num_workers=1)
+        curriculum = Curriculum(self.plan, self.architecture)
+        batches = torch.utils.data.DataLoader(curriculum, batch_size=None, sampler=numbers, num_workers=1)
         sums: dict[str, float] = {}
         since_line = 0
         start = last_line = last_save = time.monotonic()
@@ -187,7 +189,7 @@ class Training:
 
     def write_checkpoint(self, path: Path) -> None:
         """Write the averaged network as a checkpoint, in half precision (complex tables as they are)."""
-        contents = checkpoint_contents(self.average.module, SHAPES)
+        contents = checkpoint_contents(self.average.module, self.architecture)
         contents["model"] = {
             name: (tensor.half() if tensor.is_floating_point() else tensor).cpu()
             for name, tensor in contents["model"].items()

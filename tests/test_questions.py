@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from demo.evaluate import Detections, Outlines, iou
-from demo.questions import OUTLINE_KINDS, OutlineQuestion, ask_for_absent, ask_for_outline, ask_for_present, loose_box
+from demo.questions import (
+    EXEMPLAR_KINDS,
+    OUTLINE_KINDS,
+    OutlineQuestion,
+    ask_by_exemplar,
+    ask_for_absent,
+    ask_for_outline,
+    ask_for_present,
+    loose_box,
+)
 from demo.scenes import Region, draw_scene
 from sam3_engine.prompts import GeometricPrompt
 
@@ -90,6 +99,57 @@ def test_the_answer_is_acceptable(outlines):
     assert any(len(question.acceptable) == 2 for _, question in outlines)
 
 
+@pytest.fixture(scope="module")
+def exemplars(scenes):
+    random = np.random.default_rng(13)
+    return [
+        (scene, ask_by_exemplar(random, scene, kind)) for scene in scenes for kind in EXEMPLAR_KINDS for _ in range(3)
+    ]
+
+
+def shape_in(box, scene):
+    """The shape whose box is next to the given one."""
+    return min(scene.shapes, key=lambda shape: np.abs(np.subtract(shape.whole.box, box)).sum())
+
+
+def test_positive_boxes_ask_for_all_shapes_like_them(exemplars):
+    alone = [(scene, question) for scene, question in exemplars if question.kind == "positive box"]
+    for scene, question in alone:
+        shown = [shape_in(box, scene) for box in question.boxes]
+        alike = {(shape.kind, shape.colour) for shape, label in zip(shown, question.labels, strict=True) if label}
+        unlike = {(shape.kind, shape.colour) for shape, label in zip(shown, question.labels, strict=True) if not label}
+        assert len(alike) == 1
+        assert not alike & unlike
+        assert question.phrase is None
+        assert question.answers == [shape.whole for shape in scene.shapes if (shape.kind, shape.colour) in alike]
+    assert {sum(question.labels) for _, question in alone} == {1, 2}
+    assert any(0 in question.labels for _, question in alone)
+    assert any(len(question.answers) > 2 for _, question in alone)
+
+
+def test_with_a_positive_box_the_phrase_says_what_is_asked_for(exemplars):
+    for scene, question in exemplars:
+        if question.kind == "phrase and positive box":
+            assert question.labels == [1]
+            assert question.answers == scene.instances(question.phrase)
+            assert shape_in(question.boxes[0], scene).whole in question.answers
+
+
+def test_a_negative_box_takes_its_like_away(exemplars):
+    empty = 0
+    for scene, question in exemplars:
+        if question.kind == "phrase and negative box":
+            assert question.labels == [0]
+            shown = shape_in(question.boxes[0], scene)
+            named = scene.instances(question.phrase)
+            taken = [s.whole for s in scene.shapes if (s.kind, s.colour) == (shown.kind, shown.colour)]
+            assert question.answers == [region for region in named if region not in taken]
+            empty += not question.answers
+            if len({(shape.kind, shape.colour) for shape in scene.shapes}) > 1:
+                assert question.answers
+    assert empty  # scenes of one kind and colour
+
+
 def test_a_loose_box_stays_in_the_picture():
     everything = Region(np.ones((30, 40), np.float32))
     random = np.random.default_rng(0)
@@ -117,18 +177,11 @@ def test_detections_count_each_answer_once():
     assert measure.ious[1] == 0.75
 
 
-class Answer:
-    """A segment with a given mask."""
-
-    def __init__(self, region):
-        self.mask = region.mask
-
-
 def test_outlines_tell_the_answer_from_what_is_acceptable():
     dot, whole = region(2), region(1, 2, 3)
     question = OutlineQuestion("point", np.array([[2.5, 1.5]]), np.array([1]), None, dot, (dot, whole))
     measure = Outlines()
-    measure.add(question, Answer(whole), [Answer(whole), Answer(dot), Answer(region(9))])
+    measure.add(question, whole.mask, [whole.mask, dot.mask, region(9).mask])
     assert measure.single == [pytest.approx(1 / 3)]
     assert measure.single_acceptable == [1.0]
     assert measure.best_of_three == [1.0]

@@ -5,7 +5,8 @@ import colorsys
 import numpy as np
 import pytest
 
-from demo.scenes import COLOURS, HUES, KINDS, LEAST_VISIBLE, MOST_SHAPES, Scene, Shape, draw_scene, plural
+from demo.pillow_scenes import draw_with_pillow
+from demo.scenes import COLOURS, HUES, KINDS, LEAST_VISIBLE, MOST_SHAPES, VOCABULARY, Scene, Shape, draw_scene, plural
 
 SIZES = [(240, 240), (480, 240), (120, 240), (333, 200)]
 
@@ -121,3 +122,52 @@ def test_phrases_name_what_they_say(scenes):
 @pytest.mark.parametrize("phrase", ["", " ", "dog", "red dog", "red", "big red star", "star circle", "the", "crossess"])
 def test_other_phrases_name_nothing(scenes, phrase):
     assert all(scene.instances(phrase) == [] for scene in scenes)
+
+
+def test_synonyms_mean_what_they_stand_for(scenes):
+    for scene in scenes:
+        assert scene.instances("violet discs") == scene.instances("purple circle")
+        assert scene.instances("white spot") == scene.instances("white dot")
+        assert scene.instances("things") == scene.instances("object")
+
+
+def test_every_word_of_a_phrase_is_in_the_vocabulary(scenes):
+    assert {"a", "red", "white", "star", "stars", "crosses", "discs", "dot", "shapes", "violet"} <= set(VOCABULARY)
+    assert "dog" not in VOCABULARY
+
+
+@pytest.fixture(scope="module")
+def pillow_scenes() -> list[Scene]:
+    random = np.random.default_rng(6)
+    return [draw_with_pillow(random) for _ in range(25)]
+
+
+def test_the_other_renderer_draws_what_it_says(pillow_scenes):
+    """Colours by their hue; kinds by how much of their box they fill, which no two upright ones share."""
+    sides = [side for scene in pillow_scenes for side in scene.image.shape[:2]]
+    assert min(sides) >= 300
+    assert max(sides) <= 1600
+    assert max(sides) > 3 * min(sides)
+    shapes = [(scene, shape) for scene in pillow_scenes for shape in scene.shapes]
+    assert {shape.kind for _, shape in shapes} == set(KINDS)
+    assert {shape.colour for _, shape in shapes} == set(COLOURS)
+    for scene, shape in shapes:
+        hue, *_ = colorsys.rgb_to_hsv(*(np.median(scene.image[shape.whole.mask], axis=0) / 255))
+        nearest = min(HUES, key=lambda name: abs((360 * hue - HUES[name][0] + 180) % 360 - 180))
+        assert nearest == shape.colour
+    fullest = {kind: max(filled(shape) for _, shape in shapes if shape.kind == kind) for kind in KINDS}
+    assert fullest["square"] > 0.98
+    assert fullest["circle"] == pytest.approx(np.pi / 4, abs=0.02)
+    assert 0.4 < fullest["cross"] < 0.7
+    assert 0.45 < fullest["triangle"] < 0.55
+    assert 0.25 < fullest["star"] < 0.4
+
+
+def filled(shape):
+    x1, y1, x2, y2 = shape.whole.box
+    return shape.whole.mask.sum() / ((x2 - x1) * (y2 - y1))
+
+
+def test_shapes_of_the_other_renderer_do_not_touch(pillow_scenes):
+    for scene in pillow_scenes:
+        assert sum(shape.whole.coverage for shape in scene.shapes).max() <= 1

@@ -1,0 +1,209 @@
+"""The pieces of the training run, and that a run can be interrupted."""
+
+import numpy as np
+import pytest
+import torch
+
+from demo.random_weights import SMALL
+from demo.scenes import COLOURS, KINDS
+from demo.train import Plan, Training
+from demo.training.batches import NOTHING, Batches
+from demo.training.dense import DenseHeads
+from demo.training.losses import cheapest_pairs, focal_loss, mask_iou, mask_losses
+from demo.training.starting_weights import used_tokens
+from sam3_engine.architecture import Architecture
+from sam3_engine.model import load_model
+from sam3_engine.predictor import Predictor
+from sam3_engine.prompts import TextPrompt
+
+CPU = torch.device("cpu")
+TINY = Architecture.from_dict(
+    {**SMALL.to_dict(), "queries": 16, "vit_pretrain_resolution": SMALL.resolution, "vit_global_blocks": (1, 2)}
+)
+# memory and masks as prompts (video), a text pooling and a level of the pyramids that the package leaves out
+UNUSED = ("maskmem_", "model.transformer.", "mask_down", "obj_score", "no_obj", "obj_ptr", "no_mem_pos_enc")
+UNUSED += ("text_projection", "convs.3.", "geometry_encoder.points_")
+PLAN = Plan(seed=3, dense_steps=2, dense_scenes=2, steps=5, scenes=2)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return Batches(TINY, seed=5, scenes=6, prompts=True)[7]
+
+
+def test_a_batch_is_a_function_of_seed_and_number(batch):
+    again, next_one = Batches(TINY, seed=5, scenes=6, prompts=True)[7], Batches(TINY, seed=5, scenes=6, prompts=True)[8]
+    assert torch.equal(batch.images, again.images)
+    assert torch.equal(batch.masks, again.masks)
+    assert [prompt.phrase for prompt in batch.phrases] == [prompt.phrase for prompt in again.phrases]
+    assert not torch.equal(batch.images, next_one.images)
+
+
+def test_regions_have_the_boxes_of_their_masks(batch):
+    side = batch.masks.shape[-1]
+    for mask, box in zip(batch.masks, batch.boxes, strict=True):
+        rows, columns = torch.nonzero(mask > 0.05, as_tuple=True)
+        x, y, width, height = (side * box).tolist()
+        assert abs((x - width / 2) - float(columns.min())) < 1.3
+        assert abs((y + height / 2) - float(rows.max() + 1)) < 1.3
+
+
+def test_points_lie_on_what_they_ask_for(batch):
+    side = batch.masks.shape[-1]
+    asked = 0
+    for prompts in batch.outlines:
+        for points, labels, answer in zip(prompts.points, prompts.labels, prompts.answers, strict=True):
+            for (x, y), label in zip(points.tolist(), labels.tolist(), strict=True):
+                coverage = float(batch.masks[answer, int(y * side), int(x * side)]) if max(x, y) < 1 else 0.0
+                if label in (0, 1):
+                    asked += 1
+                    assert coverage > 0 if label else coverage < 1
+    assert asked > 20
+
+
+def test_dense_targets_say_what_the_answers_are(batch):
+    """A detector prompt "red star" has its answers where the dense targets have red stars."""
+    fine, coarse = batch.dense
+    assert fine.kind.shape[-1] == 4 * coarse.kind.shape[-1] == 4 * TINY.grid
+    compared = 0
+    for prompt in batch.phrases:
+        words = prompt.phrase.split()
+        if len(words) == 2 and words[0] in COLOURS and words[1] in KINDS and not len(prompt.labels):
+            there = (fine.kind[prompt.scene] == KINDS.index(words[1])) & (
+                fine.colour[prompt.scene] == COLOURS.index(words[0])
+            )
+            wanted = sum((batch.masks[answer] for answer in prompt.answers), torch.zeros_like(batch.masks[0]))
+            assert mask_iou(there, wanted > 0.5) > 0.6 or not prompt.answers
+            assert bool(there.any()) == bool(prompt.answers)
+            compared += 1
+    assert compared
+    assert (fine.object[fine.kind != NOTHING] > 0.3).all()
+
+
+def test_mask_losses_are_least_for_the_mask_itself():
+    masks = torch.zeros(3, 16, 16)
+    masks[:, 4:9, 5:12] = 1
+    logits = torch.stack([20 * (2 * masks[0] - 1), torch.zeros(16, 16), -20 * (2 * masks[0] - 1)])
+    cross_entropy, dice = mask_losses(logits, masks)
+    assert cross_entropy[0] < 1e-3 < cross_entropy[1] < cross_entropy[2]
+    assert dice[0] < 1e-2 < dice[1] < dice[2]
+
+
+def test_half_of_the_weight_is_near_the_region():
+    masks = torch.zeros(2, 32, 32)
+    masks[:, :4, :4] = 1
+    logits = torch.full((2, 32, 32), -20.0)
+    logits[:, :4, :4] = 20
+    logits[0, 0, 0] = -20  # one wrong pixel in the region, and one far from it
+    logits[1, 31, 31] = 20
+    cross_entropy, _ = mask_losses(logits, masks)
+    assert cross_entropy[0] > 5 * cross_entropy[1] > 0
+
+
+def test_focal_loss_is_cross_entropy_of_what_is_not_yet_right():
+    logits, targets = torch.tensor([-8.0, 0.0, 8.0]), torch.tensor([0.0, 1.0, 0.0])
+    right, undecided, wrong = focal_loss(logits, targets).tolist()
+    assert right < 1e-6
+    assert undecided == pytest.approx(np.log(2) * 0.5**1.5)
+    assert wrong == pytest.approx(8, rel=0.01)
+
+
+def test_pairs_are_the_cheapest():
+    rows, columns = cheapest_pairs(torch.tensor([[1.0, 2.0], [1.1, 9.0], [float("nan"), 0.5]]))
+    assert list(zip(rows.tolist(), columns.tolist(), strict=True)) == [(0, 0), (2, 1)]
+
+
+def test_mask_iou_of_batches():
+    one, other = torch.zeros(2, 1, 4, 4, dtype=torch.bool), torch.zeros(2, 3, 4, 4, dtype=torch.bool)
+    one[..., :2] = True
+    other[0, 1, :, 1:3] = True
+    assert mask_iou(one, other)[0].tolist() == pytest.approx([0, 1 / 3, 0])
+
+
+def test_dense_heads_learn_from_features(batch):
+    """On features that hold the answer, the readers' losses fall."""
+    torch.manual_seed(0)
+    width = 32
+    heads = DenseHeads(width)
+    pyramid = []
+    for side in (4 * TINY.grid, 2 * TINY.grid, TINY.grid):
+        dense = batch.dense[0 if side == 4 * TINY.grid else 1]
+        feature = torch.zeros(len(batch.images), width, side, side)
+        if side != 2 * TINY.grid:
+            feature[:, 0], feature[:, 1] = dense.object, dense.dot
+            for kind in range(len(KINDS)):
+                feature[:, 2 + kind] = dense.kind == kind
+        pyramid.append(feature)
+    features = {"backbone_fpn": pyramid, "sam2_backbone_out": {"backbone_fpn": pyramid}}
+    optimiser = torch.optim.Adam(heads.parameters(), lr=0.1)
+    seen = []
+    for _ in range(60):
+        losses = heads(features, batch)
+        seen.append({name: loss.item() for name, loss in losses.items()})
+        optimiser.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        optimiser.step()
+    for name in ("object", "dot", "kind"):
+        assert seen[-1][name] < 0.3 * seen[0][name]
+
+
+def finished(training, state_file):
+    for _ in training.run(state_file):
+        pass
+    return training
+
+
+def test_a_resumed_run_is_the_run(tmp_path):
+    state_file = tmp_path / "state.pt"
+    whole = finished(Training(PLAN, CPU, TINY), state_file)
+    half = Training(PLAN, CPU, TINY)
+    half.plan = Plan(**{**PLAN.__dict__, "steps": 3})  # stops here; the schedule is still that of the whole plan
+    finished(half, state_file)
+    half.plan = PLAN
+    half.save(state_file)
+
+    resumed = Training(PLAN, CPU, TINY)
+    resumed.load(state_file)
+    assert resumed.step == 3
+    finished(resumed, state_file)
+    assert resumed.step == PLAN.steps
+    for name, tensor in whole.average.state_dict().items():
+        assert torch.equal(tensor, resumed.average.state_dict()[name]), name
+
+
+def test_a_state_of_another_plan_is_refused(tmp_path):
+    training = Training(PLAN, CPU, TINY)
+    training.save(tmp_path / "state.pt")
+    other = Training(Plan(**{**PLAN.__dict__, "rate": 0.1}), CPU, TINY)
+    with pytest.raises(ValueError, match="another plan"):
+        other.load(tmp_path / "state.pt")
+
+
+def test_every_part_that_images_use_is_trained(tmp_path):
+    training = Training(PLAN, CPU, TINY)
+    before = {name: tensor.clone() for name, tensor in training.network.named_parameters()}
+    finished(training, tmp_path / "state.pt")
+    unchanged = {name for name, tensor in training.network.named_parameters() if torch.equal(tensor, before[name])}
+    assert not {name for name in unchanged if not any(part in name for part in UNUSED)}
+
+
+def test_words_that_scenes_do_not_know_stay_alike(tmp_path):
+    training = finished(Training(PLAN, CPU, TINY), tmp_path / "state.pt")
+    language = training.network.backbone.language_backbone
+    embedding = language.encoder.token_embedding.weight
+    used = used_tokens(training.network)[:, 0].bool()
+    assert 20 < used.sum() < 100
+    assert (embedding[~used] == 0).all()
+    assert (embedding[used].abs().sum(dim=1) > 0).all()
+
+
+def test_the_checkpoint_is_one_that_the_engine_loads(tmp_path):
+    training = finished(Training(PLAN, CPU, TINY), tmp_path / "state.pt")
+    training.write_checkpoint(tmp_path / "trained.pt")
+    model = load_model(tmp_path / "trained.pt", CPU, torch.float32)
+    for name, tensor in model.network.state_dict().items():
+        averaged = training.average.module.state_dict()[name]
+        assert torch.allclose(tensor, averaged, rtol=1e-3, atol=1e-6), name
+    predictor = Predictor(model)
+    embedding = predictor.encode_image(np.zeros((50, 60, 3), np.uint8))
+    assert len(predictor.segment(embedding, TextPrompt("star"), confidence_threshold=0)) == TINY.queries
