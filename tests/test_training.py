@@ -26,6 +26,15 @@ UNUSED += ("text_projection", "convs.3.", "geometry_encoder.points_")
 PLAN = Plan(seed=3, dense_steps=2, dense_scenes=2, steps=5, scenes=2)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Networks this small are slower on several threads, which wait for each other at every step."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def batch():
     return Batches(TINY, seed=5, scenes=6, prompts=True)[7]
