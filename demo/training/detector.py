@@ -62,9 +62,7 @@ def detector_losses(network: Sam3Image, features: Mapping[str, Any], batch: Batc
     finally:
         network.training = False
 
-    losses: Losses = {}
-    for name, loss in _instance_losses(outputs, batch).items():
-        losses[name] = loss
+    losses = _instance_losses(outputs, batch)
     for number, layer in enumerate([outputs, *outputs["aux_outputs"]]):
         weight = AUXILIARY_WEIGHT if number else 1.0
         parts = [(ONE_TO_MANY_WEIGHT * weight, _instance_losses(layer, batch, one_to_many=True))]
