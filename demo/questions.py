@@ -17,7 +17,12 @@ OTHER_NOUNS = (
 )
 PHRASE_KINDS = ("kind", "colour and kind", "any shape", "colour and any shape", "dot")
 OUTLINE_KINDS = ("point", "points", "box", "box and point")
-EXEMPLAR_KINDS = ("positive box", "phrase and positive box", "phrase and negative box")
+EXEMPLAR_KINDS = (
+    "positive box",
+    "positive and negative box",
+    "phrase and positive box",
+    "phrase and negative box",
+)
 
 FOREGROUND, BACKGROUND = 1, 0
 POSITIVE, NEGATIVE = 1, 0
@@ -136,12 +141,12 @@ def ask_by_exemplar(random: np.random.Generator, scene: Scene, kind: str) -> Exe
     """A question of the given kind; one with a negative box leaves something over if the scene can."""
     shapes = scene.shapes
     example = shapes[random.integers(len(shapes))]
-    if kind == "positive box":
+    if kind in ("positive box", "positive and negative box"):
         alike = [shape for shape in shapes if _alike(shape, example)]
         shown = [alike[k] for k in random.permutation(len(alike))[: random.integers(1, 3)]]
         boxes, labels = [loose_box(random, shape.whole) for shape in shown], [POSITIVE] * len(shown)
         others = [shape for shape in shapes if not _alike(shape, example)]
-        if others and random.random() < 0.25:
+        if others and kind == "positive and negative box":
             boxes.append(loose_box(random, others[random.integers(len(others))].whole))
             labels.append(NEGATIVE)
         return ExemplarQuestion(kind, None, boxes, labels, [shape.whole for shape in alike])

@@ -33,6 +33,7 @@ ARTICLES = ("a", "an", "the")
 
 MOST_SHAPES = 8
 LEAST_VISIBLE = 0.7  # of a shape or dot, whatever is drawn over it
+LEAST_CONTRAST = 0.25  # in some colour channel, of a shape and what it is drawn over: an edge that can be seen
 SMALLEST_RADIUS = 0.06  # of the geometric mean of the scene's sides
 LARGEST_RADIUS = 0.3
 SMALLEST_RADIUS_WITH_DOT = 0.1
@@ -136,8 +137,9 @@ _Window = tuple[slice, slice]  # rows and columns of a canvas
 
 @dataclass
 class _Layer:
-    """Something drawn: the coverage of each pixel of the canvas that is left of it, how much it was, and is."""
+    """Something drawn: its colour, the coverage of each pixel that is left of it, how much it was, and is."""
 
+    colour: np.ndarray
     coverage: np.ndarray
     area: float
     visible_area: float
@@ -150,12 +152,15 @@ class _Canvas:
         self.image = image
         self.layers: list[_Layer] = []
 
-    def leaves_enough_visible(self, window: _Window, coverage: np.ndarray) -> bool:
-        """Whether ``coverage`` may be drawn in ``window``, over all that is there."""
-        return all(
-            layer.visible_area - float((layer.coverage[window] * coverage).sum()) >= LEAST_VISIBLE * layer.area
-            for layer in self.layers
-        )
+    def has_room(self, window: _Window, coverage: np.ndarray, colour: np.ndarray) -> bool:
+        """Whether ``coverage`` may be drawn in ``window``: all that is there, and where it ends, stays visible."""
+        for layer in self.layers:
+            hidden = float((layer.coverage[window] * coverage).sum())
+            if layer.visible_area - hidden < LEAST_VISIBLE * layer.area:
+                return False
+            if hidden and np.abs(layer.colour - colour).max() < LEAST_CONTRAST:
+                return False
+        return True
 
     def paint(self, window: _Window, coverage: np.ndarray, colour: np.ndarray) -> None:
         """Draw a colour, (3,) or (h, w, 3), in a window."""
@@ -168,9 +173,10 @@ class _Canvas:
             layer.coverage[window] -= hidden
             layer.visible_area -= float(hidden.sum())
 
-    def note(self, window: _Window, coverage: np.ndarray) -> _Layer:
+    def note(self, window: _Window, coverage: np.ndarray, colour: np.ndarray) -> _Layer:
         """Remember something drawn, on top of all that is there."""
-        layer = _Layer(np.zeros(self.image.shape[:2], np.float32), float(coverage.sum()), float(coverage.sum()))
+        area = float(coverage.sum())
+        layer = _Layer(colour, np.zeros(self.image.shape[:2], np.float32), area, area)
         layer.coverage[window] = coverage
         self.layers.append(layer)
         return layer
@@ -188,18 +194,18 @@ def draw_scene(random: np.random.Generator, width: int = 448, height: int = 448)
     """
     canvas = _Canvas(_background(random, width, height))
     count = int(random.integers(1, MOST_SHAPES + 1))
-    # few kinds and colours in most scenes, so that a phrase often names several shapes, and often just some
-    palette = [(random.choice(KINDS), random.choice(COLOURS)) for _ in range(int(random.integers(1, 4)))]
+    # few kinds and colours in most scenes, so that a phrase often names several shapes, and others that are nearly it
+    kinds, colours = random.choice(KINDS, random.integers(1, 4)), random.choice(COLOURS, random.integers(1, 4))
     typical_radius = random.uniform(0.1, LARGEST_RADIUS if count <= 3 else 0.2)
 
     drawn = []
     for _ in range(count):
-        kind, colour = palette[random.integers(len(palette))]
-        if random.random() < 0.25:
-            kind, colour = random.choice(KINDS), random.choice(COLOURS)
-        placed = _place(random, canvas, kind, typical_radius)
+        kind = str(random.choice(KINDS if random.random() < 0.15 else kinds))
+        colour = str(random.choice(COLOURS if random.random() < 0.15 else colours))
+        shade = _colour(random, colour)
+        placed = _place(random, canvas, kind, shade, typical_radius)
         if placed is not None:
-            drawn.append(_draw_shape(random, canvas, placed, kind, colour))
+            drawn.append(_draw_shape(random, canvas, placed, kind, colour, shade))
 
     if random.random() < 0.6:
         canvas.image += random.normal(0, random.uniform(0.005, 0.04), (height, width, 1))
@@ -219,8 +225,10 @@ class _Placement:
     coverage: np.ndarray
 
 
-def _place(random: np.random.Generator, canvas: _Canvas, kind: str, typical_radius: float) -> _Placement | None:
-    """A random place, size, turn and stretch that leaves the shapes below visible; None if none was found."""
+def _place(
+    random: np.random.Generator, canvas: _Canvas, kind: str, shade: np.ndarray, typical_radius: float
+) -> _Placement | None:
+    """A random place, size, turn and stretch in which there is room; None if none was found."""
     height, width = canvas.image.shape[:2]
     for _ in range(PLACES_TRIED):
         relative_radius = np.clip(typical_radius * random.uniform(0.5, 1.1), SMALLEST_RADIUS, LARGEST_RADIUS)
@@ -242,17 +250,19 @@ def _place(random: np.random.Generator, canvas: _Canvas, kind: str, typical_radi
         v = -np.sin(turn) * dx + np.cos(turn) * dy
         thickness = float(random.uniform(*_THICKNESSES.get(kind, (1, 1))))
         coverage = _coverage(_signed_distance(kind, u, v, thickness), radius)
-        if canvas.leaves_enough_visible((rows, columns), coverage):
+        if canvas.has_room((rows, columns), coverage, shade):
             return _Placement((rows, columns), u, v, radius, thickness, coverage)
     return None
 
 
-def _draw_shape(random: np.random.Generator, canvas: _Canvas, placed: _Placement, kind: str, colour: str) -> Shape:
+def _draw_shape(
+    random: np.random.Generator, canvas: _Canvas, placed: _Placement, kind: str, colour: str, shade: np.ndarray
+) -> Shape:
     """Draw a shape, and perhaps a dot on it."""
     shading = 1 + random.uniform(-0.12, 0.12) * placed.u + random.uniform(-0.12, 0.12) * placed.v
-    canvas.paint(placed.window, placed.coverage, (_colour(random, colour) * shading[..., np.newaxis]).clip(0, 1))
+    canvas.paint(placed.window, placed.coverage, (shade * shading[..., np.newaxis]).clip(0, 1))
     canvas.cover(placed.window, placed.coverage)
-    whole = Region(canvas.note(placed.window, placed.coverage).coverage)
+    whole = Region(canvas.note(placed.window, placed.coverage, shade).coverage)
     if placed.radius < SMALLEST_RADIUS_WITH_DOT * np.sqrt(whole.coverage.size) or random.random() > 0.45:
         return Shape(kind, colour, whole)
 
@@ -262,9 +272,9 @@ def _draw_shape(random: np.random.Generator, canvas: _Canvas, placed: _Placement
     distance = np.hypot(placed.u - off_centre[0], placed.v - off_centre[1]) - dot_radius
     coverage = _coverage(distance, placed.radius) * placed.coverage
     dot_colour = str(random.choice(DOT_COLOURS))
-    brightness = random.uniform(0.92, 1.0) if dot_colour == "white" else random.uniform(0.0, 0.1)
-    canvas.paint(placed.window, coverage, np.full(3, brightness))
-    dot = Region(canvas.note(placed.window, coverage).coverage)  # part of its shape: it covers nothing of it
+    dot_shade = np.full(3, random.uniform(0.92, 1.0) if dot_colour == "white" else random.uniform(0.0, 0.1))
+    canvas.paint(placed.window, coverage, dot_shade)
+    dot = Region(canvas.note(placed.window, coverage, dot_shade).coverage)  # part of its shape: it covers nothing of it
     return Shape(kind, colour, whole, dot, dot_colour)
 
 

@@ -1,12 +1,26 @@
 """Drawn scenes are what their truth says."""
 
 import colorsys
+import itertools
 
 import numpy as np
 import pytest
+from scipy.ndimage import binary_dilation
 
 from demo.pillow_scenes import draw_with_pillow
-from demo.scenes import COLOURS, HUES, KINDS, LEAST_VISIBLE, MOST_SHAPES, VOCABULARY, Scene, Shape, draw_scene, plural
+from demo.scenes import (
+    COLOURS,
+    HUES,
+    KINDS,
+    LEAST_CONTRAST,
+    LEAST_VISIBLE,
+    MOST_SHAPES,
+    VOCABULARY,
+    Scene,
+    Shape,
+    draw_scene,
+    plural,
+)
 
 SIZES = [(240, 240), (480, 240), (120, 240), (333, 200)]
 
@@ -68,6 +82,19 @@ def test_no_pixel_belongs_to_two_shapes(scenes):
     for scene in scenes:
         covered = sum(shape.whole.coverage for shape in scene.shapes)
         assert covered.max() <= 1 + 1e-5
+
+
+def test_shapes_that_overlap_can_be_told_apart(scenes):
+    """Where two shapes meet, their colours differ, shading and noise aside."""
+    met = 0
+    for scene in scenes:
+        colours = [np.median(scene.image[shape.ring.coverage > 0.99], axis=0) for shape in scene.shapes]
+        grown = [binary_dilation(shape.ring.mask, iterations=2) for shape in scene.shapes]
+        for one, other in itertools.combinations(range(len(scene.shapes)), 2):
+            if (grown[one] & grown[other]).sum() > 40:  # more than corners that touch
+                met += 1
+                assert np.abs(colours[one] - colours[other]).max() > 0.7 * 255 * LEAST_CONTRAST
+    assert met > 20
 
 
 def test_what_is_outside_all_shapes_is_background_of_little_colour(scenes):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from torchvision.transforms.v2 import functional
 
 from sam3_engine.model import Architecture
@@ -22,11 +23,12 @@ from ..questions import (
 )
 from ..scenes import COLOURS, KINDS, Region, Scene, draw_scene
 
-PHRASES_PER_SCENE = 2
-EXEMPLARS_PER_SCENE = 1
+DETECTOR_PROMPTS_PER_SCENE = 3
 OUTLINES_PER_SCENE = {"point": 2, "points": 1, "box": 1, "box and point": 1}
-ABSENT = 0.36  # of the phrases
-EXEMPLAR_SHARES = dict(zip(EXEMPLAR_KINDS, (0.35, 0.25, 0.4), strict=True))
+WITH_EXAMPLES = 0.5  # of the detector's prompts; the others are phrases alone
+ABSENT = 0.36  # of the phrases alone
+EXEMPLAR_SHARES = dict(zip(EXEMPLAR_KINDS, (0.35, 0.15, 0.2, 0.3), strict=True))
+NO_PHRASE = "visual"  # what the package's text encoder reads when example boxes ask alone
 NOTHING = -100  # what torch's cross entropy leaves out
 
 BOX_CORNERS = (2, 3)  # labels of a box's corners, when a mask decoder is given them as points
@@ -47,6 +49,20 @@ class DenseTargets:
     kind: torch.Tensor
     colour: torch.Tensor
     box: torch.Tensor
+
+
+@dataclass(frozen=True)
+class ShapeTargets:
+    """All shapes of B scenes, M at most in a scene.
+
+    Attributes:
+        boxes: for each scene (n, 4) centre, width and height in 0..1.
+        kind, colour: (B, M) numbers in KINDS and COLOURS, or NOTHING where a scene has fewer shapes.
+    """
+
+    boxes: list[torch.Tensor]
+    kind: torch.Tensor
+    colour: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -94,6 +110,7 @@ class Batch:
     Attributes:
         images: (B, 3, resolution, resolution) uint8 RGB.
         dense: at the resolution of the masks and of the image tokens.
+        shapes: all shapes of the scenes.
         masks: (R, side, side) 0..1, the coverage of every region that is an answer, at the resolution of the masks.
         boxes: (R, 4) their boxes: centre, width and height in 0..1.
         phrases: prompts for the detector.
@@ -102,6 +119,7 @@ class Batch:
 
     images: torch.Tensor
     dense: tuple[DenseTargets, DenseTargets]
+    shapes: ShapeTargets
     masks: torch.Tensor
     boxes: torch.Tensor
     phrases: list[DetectorPrompt]
@@ -112,7 +130,7 @@ class Batches(torch.utils.data.Dataset[Batch]):
     """An endless sequence of batches, each a function of the seed and its number alone."""
 
     def __init__(self, architecture: Architecture, seed: int, scenes: int, *, prompts: bool) -> None:
-        """Of ``scenes`` scenes each; without ``prompts`` only what is needed for dense targets."""
+        """Of ``scenes`` scenes each; without ``prompts`` only what is needed to learn what is where."""
         self.architecture, self.seed, self.scenes, self.prompts = architecture, seed, scenes, prompts
 
     def __getitem__(self, number: int) -> Batch:
@@ -133,6 +151,7 @@ class Batches(torch.utils.data.Dataset[Batch]):
         return Batch(
             images=torch.stack([_resized(scene.image, resolution) for scene in scenes]),
             dense=(_dense_targets(scenes, 4 * grid), _dense_targets(scenes, grid)),
+            shapes=_shape_targets(scenes),
             masks=regions.masks,
             boxes=regions.boxes,
             phrases=phrases,
@@ -194,20 +213,18 @@ def _detector_prompts(
     random: np.random.Generator, number: int, scene: Scene, regions: _Regions
 ) -> list[DetectorPrompt]:
     prompts = []
-    for _ in range(PHRASES_PER_SCENE):
-        question = ask_for_absent(random, scene) if random.random() < ABSENT else ask_for_present(random, scene)
-        answers = [regions.number(region, scene) for region in question.answers]
-        prompts.append(
-            DetectorPrompt(number, question.phrase, torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), answers)
-        )
-    for _ in range(EXEMPLARS_PER_SCENE):
-        kind = random.choice(list(EXEMPLAR_SHARES), p=list(EXEMPLAR_SHARES.values()))
-        shown = ask_by_exemplar(random, scene, kind)
-        answers = [regions.number(region, scene) for region in shown.answers]
-        phrase = shown.phrase or "visual"
-        prompts.append(
-            DetectorPrompt(number, phrase, _relative(shown.boxes, scene), torch.tensor(shown.labels), answers)
-        )
+    for _ in range(DETECTOR_PROMPTS_PER_SCENE):
+        if random.random() < WITH_EXAMPLES:
+            kind = random.choice(list(EXEMPLAR_SHARES), p=list(EXEMPLAR_SHARES.values()))
+            shown = ask_by_exemplar(random, scene, kind)
+            phrase, answers = shown.phrase or NO_PHRASE, shown.answers
+            boxes, labels = _relative(shown.boxes, scene), torch.tensor(shown.labels)
+        else:
+            question = ask_for_absent(random, scene) if random.random() < ABSENT else ask_for_present(random, scene)
+            phrase, answers = question.phrase, question.answers
+            boxes, labels = torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)
+        numbers = [regions.number(region, scene) for region in answers]
+        prompts.append(DetectorPrompt(number, phrase, boxes, labels, numbers))
     return prompts
 
 
@@ -264,3 +281,13 @@ def _dense_targets(scenes: list[Scene], side: int) -> DenseTargets:
             ]
         )
     return DenseTargets(*(torch.stack(of_all) for of_all in zip(*maps, strict=True)))
+
+
+def _shape_targets(scenes: list[Scene]) -> ShapeTargets:
+    kinds = [torch.tensor([KINDS.index(shape.kind) for shape in scene.shapes]) for scene in scenes]
+    colours = [torch.tensor([COLOURS.index(shape.colour) for shape in scene.shapes]) for scene in scenes]
+    return ShapeTargets(
+        boxes=[_relative([shape.whole.box for shape in scene.shapes], scene) for scene in scenes],
+        kind=pad_sequence(kinds, batch_first=True, padding_value=NOTHING),
+        colour=pad_sequence(colours, batch_first=True, padding_value=NOTHING),
+    )

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from sam3.model.box_ops import box_cxcywh_to_xyxy
 from sam3.model.data_misc import FindStage
-from sam3.model.geometry_encoders import Prompt
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchvision.ops import generalized_box_iou, generalized_box_iou_loss
 
 from sam3_engine.network import Sam3Image
 
-from .batches import Batch, DetectorPrompt
+from .batches import Batch
+from .examples import example_boxes
 from .losses import Losses, cheapest_pairs, focal_loss, mask_losses
 
 WEIGHTS = {"score": 2.0, "l1": 5.0, "giou": 2.0, "mask": 4.0, "dice": 2.0, "presence": 1.0}
@@ -57,7 +57,7 @@ def detector_losses(network: Sam3Image, features: Mapping[str, Any], batch: Batc
             backbone_out={**features, **text},
             find_input=find,
             find_target=None,
-            geometric_prompt=_example_boxes(prompts, device),
+            geometric_prompt=example_boxes([prompt.boxes for prompt in prompts], [prompt.labels for prompt in prompts]),
         )
     finally:
         network.training = False
@@ -73,20 +73,6 @@ def detector_losses(network: Sam3Image, features: Mapping[str, Any], batch: Batc
                 losses["auxiliary"] = losses.get("auxiliary", torch.zeros((), device=device)) + factor * loss
     losses["semantic"] = _semantic_loss(outputs["semantic_seg"][:, 0].float(), batch)
     return losses
-
-
-def _example_boxes(prompts: list[DetectorPrompt], device: torch.device) -> Prompt:
-    """The example boxes of all prompts, padded to the same number."""
-    most = max(len(prompt.labels) for prompt in prompts)
-    boxes = torch.zeros(most, len(prompts), 4)
-    labels = torch.zeros(most, len(prompts), dtype=torch.bool)
-    padding = torch.ones(len(prompts), most, dtype=torch.bool)
-    for number, prompt in enumerate(prompts):
-        count = len(prompt.labels)
-        boxes[:count, number] = prompt.boxes
-        labels[:count, number] = prompt.labels.bool()
-        padding[number, :count] = False
-    return Prompt(box_embeddings=boxes.to(device), box_labels=labels.to(device), box_mask=padding.to(device))
 
 
 def _instance_losses(outputs: Mapping[str, torch.Tensor], batch: Batch, *, one_to_many: bool = False) -> Losses:

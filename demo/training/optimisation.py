@@ -28,7 +28,7 @@ class Optimiser:
     AdamW alone needs many more steps here: a few directions of each matrix get nearly all of the gradient.
     """
 
-    def __init__(self, network: Sam3Image, heads: torch.nn.Module, rate: float, steps: int) -> None:
+    def __init__(self, network: Sam3Image, readers: torch.nn.Module, rate: float, steps: int) -> None:
         """For a run of ``steps`` steps with the highest learning rate ``rate`` (AdamW; Muon's is three times that)."""
         trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
         hidden = {
@@ -39,13 +39,13 @@ class Optimiser:
         rest = {name: parameter for name, parameter in trained.items() if name not in hidden}
         decayed = [parameter for name, parameter in rest.items() if parameter.dim() > 1 and "embed" not in name]
         kept = [parameter for name, parameter in rest.items() if parameter.dim() <= 1 or "embed" in name]
-        self._parameters = [*trained.values(), *heads.parameters()]
+        self._parameters = [*trained.values(), *readers.parameters()]
         self._optimisers: list[torch.optim.Optimizer] = [
             torch.optim.Muon(hidden.values(), lr=3 * rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(
                 [
                     {"params": decayed, "weight_decay": 0.02},
-                    {"params": [*kept, *heads.parameters()], "weight_decay": 0.0},
+                    {"params": [*kept, *readers.parameters()], "weight_decay": 0.0},
                 ],
                 lr=rate,
                 betas=(0.9, 0.98),

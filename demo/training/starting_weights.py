@@ -15,6 +15,7 @@ import torch
 from sam3_engine.network import Sam3Image
 
 from ..scenes import VOCABULARY
+from .batches import NO_PHRASE
 
 # what each head of a ViT block looks at first: x and y of the token, counted from its own; None leaves it as it is
 _NEIGHBOURS: tuple[tuple[tuple[int, int] | None, ...], ...] = (
@@ -49,7 +50,7 @@ def used_tokens(network: Sam3Image) -> torch.Tensor:
     tokenizer = language.tokenizer
     used = torch.zeros(language.encoder.token_embedding.num_embeddings, 1)
     used[[tokenizer.sot_token_id, tokenizer.eot_token_id]] = 1
-    for word in (*VOCABULARY, "visual"):  # the phrase that stands for none, when example boxes ask alone
+    for word in (*VOCABULARY, NO_PHRASE):
         used[tokenizer.encode(word)] = 1
     return used
 

@@ -1,0 +1,64 @@
+"""The geometry encoder's own lesson: what an example box shows.
+
+"All that are like this" is only learned once a box's token says what it shows. Left to the detector's losses, it comes
+to say the kind, and the colour hardly: most of the time the kind is enough. So a throw-away linear map reads both from
+the token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from sam3.model.geometry_encoders import Prompt
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
+
+from sam3_engine.network import Sam3Image
+
+from ..scenes import COLOURS, KINDS
+from .batches import NOTHING, Batch
+from .losses import Losses
+
+
+def example_boxes(boxes: list[torch.Tensor], labels: list[torch.Tensor]) -> Prompt:
+    """Example boxes as the package takes them, padded to the same number.
+
+    Args:
+        boxes: for each prompt (n, 4) centre, width and height in 0..1.
+        labels: for each prompt (n,) positive 1, negative 0.
+    """
+    counts = torch.tensor([len(of_prompt) for of_prompt in boxes], device=boxes[0].device)
+    padded = pad_sequence(boxes)  # (most, prompts, 4)
+    padding = torch.arange(len(padded), device=counts.device) >= counts[:, None]
+    return Prompt(box_embeddings=padded, box_labels=pad_sequence(labels).bool(), box_mask=padding)
+
+
+class ExampleReader(torch.nn.Module):
+    """A linear map from a box's token to kind and colour."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.reader = torch.nn.Linear(width, len(KINDS) + len(COLOURS))
+
+    def forward(self, network: Sam3Image, features: Mapping[str, Any], batch: Batch) -> Losses:
+        """What the reader says of every shape, each being shown as an example, against ``batch.shapes``.
+
+        Args:
+            network: in evaluation mode.
+            features: of the batch's images, by the image encoder.
+            batch: with or without prompts.
+        """
+        boxes, device = batch.shapes.boxes, batch.images.device
+        positive = [torch.ones(len(of_scene), dtype=torch.long, device=device) for of_scene in boxes]
+        _, tokens, positions, sizes = network._get_img_feats(features, torch.arange(len(boxes), device=device))
+        encoded, _ = network.geometry_encoder(
+            geo_prompt=example_boxes(boxes, positive), img_feats=tokens, img_sizes=sizes, img_pos_embeds=positions
+        )
+        of_boxes = encoded[: batch.shapes.kind.shape[1]].transpose(0, 1)  # what follows a scene's boxes is not read
+        kind, colour = self.reader(of_boxes).float().split([len(KINDS), len(COLOURS)], dim=-1)
+        return {
+            "kind": 0.5 * cross_entropy(kind.flatten(0, 1), batch.shapes.kind.flatten(), ignore_index=NOTHING),
+            "colour": 0.5 * cross_entropy(colour.flatten(0, 1), batch.shapes.colour.flatten(), ignore_index=NOTHING),
+        }
