@@ -99,13 +99,11 @@ class Outlines:
     """IoUs of what points and boxes gave."""
 
     single: list[float] = field(default_factory=list)
-    single_acceptable: list[float] = field(default_factory=list)
     best_of_three: list[float] = field(default_factory=list)
 
     def add(self, question: OutlineQuestion, single: Mask, three: list[Mask]) -> None:
         """Note the masks for one question."""
         self.single.append(iou(single, question.answer.mask))
-        self.single_acceptable.append(max(iou(single, region.mask) for region in question.acceptable))
         self.best_of_three.append(max(iou(candidate, question.answer.mask) for candidate in three))
 
 

@@ -183,7 +183,6 @@ def test_outlines_tell_the_answer_from_what_is_acceptable():
     measure = Outlines()
     measure.add(question, whole.mask, [whole.mask, dot.mask, region(9).mask])
     assert measure.single == [pytest.approx(1 / 3)]
-    assert measure.single_acceptable == [1.0]
     assert measure.best_of_three == [1.0]
 
 
