@@ -1,8 +1,7 @@
 """The geometry encoder's own lesson: what an example box shows.
 
-"All that are like this" is only learned once a box's token says what it shows. Left to the detector's losses, it comes
-to say the kind, and the colour hardly: most of the time the kind is enough. So a throw-away linear map reads both from
-the token.
+"All that are like this" needs a box's token to say what the box shows. A network trained by the detector's losses alone
+told kinds apart and hardly colours. So a throw-away linear map reads both from the token.
 """
 
 from __future__ import annotations
