@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import binary_erosion
 
+from sam3_engine.prompts import BACKGROUND, FOREGROUND
+
 from .scenes import ANY_SHAPE, ARTICLES, COLOURS, DOT_COLOURS, KINDS, SYNONYMS, Region, Scene, Shape, plural
 
 # words that name nothing in any scene
@@ -15,7 +17,7 @@ OTHER_NOUNS = (
     *("clock", "cloud", "dog", "door", "face", "fish", "flower", "glass", "hand", "hat", "house", "lamp", "leaf"),
     *("mountain", "person", "phone", "pizza", "river", "shoe", "table", "train", "tree", "truck", "wheel", "window"),
 )
-PHRASE_KINDS = ("kind", "colour and kind", "any shape", "colour and any shape", "dot")
+SHAPE_PHRASE_SHARES = {"kind": 0.42, "colour and kind": 0.4, "any shape": 0.09, "colour and any shape": 0.09}
 OUTLINE_KINDS = ("point", "points", "box", "box and point")
 EXEMPLAR_KINDS = (
     "positive box",
@@ -24,7 +26,6 @@ EXEMPLAR_KINDS = (
     "phrase and negative box",
 )
 
-FOREGROUND, BACKGROUND = 1, 0
 POSITIVE, NEGATIVE = 1, 0
 
 
@@ -33,8 +34,8 @@ class PhraseQuestion:
     """A phrase, and every region that it names; none if it is absent.
 
     Attributes:
-        kind: of :data:`PHRASE_KINDS`, or "absent".
-        phrase: with its synonyms, plurals and articles.
+        kind: of :data:`SHAPE_PHRASE_SHARES`, "dot" or "absent".
+        phrase: with a synonym, a plural or an article at times, which may not suit each other ("an red stars").
         answers: every region that it names.
     """
 
@@ -45,7 +46,7 @@ class PhraseQuestion:
 
 @dataclass(frozen=True, eq=False)
 class ExemplarQuestion:
-    """Example boxes, with a phrase or without, that ask for every shape like them.
+    """Exemplar boxes, with a phrase or without, that ask for every shape like them.
 
     Two shapes are alike if they have the same kind and colour. A phrase says what is asked for; a negative box takes
     away what is like the shape in it.
@@ -86,14 +87,13 @@ class OutlineQuestion:
     acceptable: tuple[Region, ...]
 
 
-def ask_for_present(random: np.random.Generator, scene: Scene) -> PhraseQuestion:
-    """A phrase for something in the scene, by its kind, its colour, or both."""
+def ask_for_present(random: np.random.Generator, scene: Scene, dots: float = 0.1) -> PhraseQuestion:
+    """A phrase for something in the scene, by its kind, its colour, or both; the share ``dots`` for dots, if any."""
     shape = scene.shapes[random.integers(len(scene.shapes))]
     dotted = [other for other in scene.shapes if other.dot]
-    kind = str(random.choice(PHRASE_KINDS, p=[0.36, 0.38, 0.08, 0.08, 0.1]))
-    if kind == "dot" and not dotted:
-        kind = "kind"
-    if kind == "dot":
+    kind = str(random.choice(list(SHAPE_PHRASE_SHARES), p=list(SHAPE_PHRASE_SHARES.values())))
+    if dotted and random.random() < dots:
+        kind = "dot"
         dot_colour = random.choice([str(other.dot_colour) for other in dotted])
         phrase = "dot" if random.random() < 0.5 else f"{dot_colour} dot"
     else:
@@ -126,7 +126,7 @@ def ask_for_absent(random: np.random.Generator, scene: Scene) -> PhraseQuestion:
 
 
 def ask_for_outline(random: np.random.Generator, scene: Scene, kind: str) -> OutlineQuestion:
-    """A question of the given kind about a shape, its dot or its ring; every other one about a shape with a dot."""
+    """A question of the given kind about a shape, its dot or its ring; half of them about one with a dot, if any."""
     dotted = [shape for shape in scene.shapes if shape.dot]
     candidates = dotted if dotted and random.random() < 0.5 else scene.shapes
     shape = candidates[random.integers(len(candidates))]
@@ -138,36 +138,44 @@ def ask_for_outline(random: np.random.Generator, scene: Scene, kind: str) -> Out
 
 
 def ask_by_exemplar(random: np.random.Generator, scene: Scene, kind: str) -> ExemplarQuestion:
-    """A question of the given kind; one with a negative box leaves something over if the scene can."""
-    shapes = scene.shapes
-    example = shapes[random.integers(len(shapes))]
-    if kind in ("positive box", "positive and negative box"):
-        alike = [shape for shape in shapes if _alike(shape, example)]
-        shown = [alike[k] for k in random.permutation(len(alike))[: random.integers(1, 3)]]
-        boxes, labels = [loose_box(random, shape.whole) for shape in shown], [POSITIVE] * len(shown)
-        others = [shape for shape in shapes if not _alike(shape, example)]
-        if others and kind == "positive and negative box":
-            boxes.append(loose_box(random, others[random.integers(len(others))].whole))
-            labels.append(NEGATIVE)
-        return ExemplarQuestion(kind, None, boxes, labels, [shape.whole for shape in alike])
+    """A question of the given kind.
 
+    Where all shapes are alike, a negative box cannot leave anything over: it is left out beside a positive one, and
+    alone it leaves no answer.
+    """
+    exemplar = scene.shapes[random.integers(len(scene.shapes))]
+    ask = _by_phrase_and_box if kind.startswith("phrase") else _by_boxes
+    return ask(random, scene, exemplar, kind)
+
+
+def _by_boxes(random: np.random.Generator, scene: Scene, exemplar: Shape, kind: str) -> ExemplarQuestion:
+    alike = [shape for shape in scene.shapes if shape.is_like(exemplar)]
+    others = [shape for shape in scene.shapes if not shape.is_like(exemplar)]
+    shown = [alike[k] for k in random.permutation(len(alike))[: random.integers(1, 3)]]
+    boxes, labels = [loose_box(random, shape.whole) for shape in shown], [POSITIVE] * len(shown)
+    if others and kind == "positive and negative box":
+        boxes.append(loose_box(random, others[random.integers(len(others))].whole))
+        labels.append(NEGATIVE)
+    return ExemplarQuestion(kind, None, boxes, labels, [shape.whole for shape in alike])
+
+
+def _by_phrase_and_box(random: np.random.Generator, scene: Scene, exemplar: Shape, kind: str) -> ExemplarQuestion:
     negative = kind == "phrase and negative box"
-    nouns = [example.kind, *ANY_SHAPE, f"{example.colour} {random.choice(ANY_SHAPE)}"]
+    nouns = [exemplar.kind, *ANY_SHAPE, f"{exemplar.colour} {random.choice(ANY_SHAPE)}"]
     if not negative:
-        nouns.append(f"{example.colour} {example.kind}")
-    named = {noun: [shape for shape in shapes if shape.whole in scene.instances(noun)] for noun in nouns}
+        nouns.append(f"{exemplar.colour} {exemplar.kind}")
+    answers = {noun: [shape for shape in scene.shapes if shape.whole in scene.instances(noun)] for noun in nouns}
     if negative:
-        left = {noun: [shape for shape in of_noun if not _alike(shape, example)] for noun, of_noun in named.items()}
-        named = {noun: of_noun for noun, of_noun in left.items() if of_noun} or left
-    noun = str(random.choice(list(named)))
-    labels = [NEGATIVE if negative else POSITIVE]
+        left = {noun: [shape for shape in named if not shape.is_like(exemplar)] for noun, named in answers.items()}
+        answers = {noun: shapes for noun, shapes in left.items() if shapes} or left
+    noun = str(random.choice(list(answers)))
     return ExemplarQuestion(
-        kind, _worded(random, noun), [loose_box(random, example.whole)], labels, [shape.whole for shape in named[noun]]
+        kind,
+        _worded(random, noun),
+        [loose_box(random, exemplar.whole)],
+        [NEGATIVE if negative else POSITIVE],
+        [shape.whole for shape in answers[noun]],
     )
-
-
-def _alike(one: Shape, other: Shape) -> bool:
-    return (one.kind, one.colour) == (other.kind, other.colour)
 
 
 _Outline = tuple[list, list, tuple[float, float, float, float] | None, Region, tuple[Region, ...]]

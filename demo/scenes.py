@@ -41,7 +41,7 @@ PLACES_TRIED = 20
 
 
 def plural(noun: str) -> str:
-    """Of a noun that a phrase may have."""
+    """The regular plural: "stars", "crosses"."""
     return noun + ("es" if noun.endswith("s") else "s")
 
 
@@ -53,6 +53,12 @@ VOCABULARY = (*ARTICLES, *COLOURS, *DOT_COLOURS, *SYNONYMS, *_NOUNS, *_SINGULAR)
 # radius of the largest dot that fits into a shape of radius 1 and thickness 1
 _ROOM_FOR_A_DOT = {"circle": 0.9, "square": 0.78, "triangle": 0.5, "star": 0.45, "cross": 0.4}
 _THICKNESSES = {"star": (0.82, 1.1), "cross": (0.8, 1.15)}  # of their arms
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union of two masks (H, W) bool; 1 if both are empty."""
+    union = np.count_nonzero(a | b)
+    return np.count_nonzero(a & b) / union if union else 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +99,10 @@ class Shape:
     whole: Region
     dot: Region | None = None
     dot_colour: str | None = None
+
+    def is_like(self, other: Shape) -> bool:
+        """Whether both are of the same kind and colour."""
+        return (self.kind, self.colour) == (other.kind, other.colour)
 
     @property
     def ring(self) -> Region:

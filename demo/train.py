@@ -1,9 +1,9 @@
 """Train the shapes network, from nothing, on drawn scenes.
 
-    python -m demo.train demo/sam3_shapes.pt            # two CPU cores: about two and a half hours
+    python -m demo.train demo/sam3_shapes.pt            # two CPU cores: nearly two and a half hours
     python -m demo.train demo/sam3_shapes.pt --cuda
 
-The state is saved to .cache every few minutes; the same command goes on from there.
+The state is saved to .cache every few minutes, the log beside it; the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sam3_engine.runtime import choose_device, running_on
 from .training.batches import Batch, Batches
 from .training.dense import DenseHeads
 from .training.detector import detector_losses, prepare
-from .training.examples import ExampleReader
+from .training.exemplars import ExemplarHead
 from .training.losses import Losses
 from .training.optimisation import Optimiser
 from .training.outlines import outline_losses
@@ -36,7 +36,7 @@ SHAPES = Architecture(
     resolution=336,
     patch_size=14,
     vit_pretrain_resolution=336,
-    vit_width=96,
+    vit_width=128,
     vit_depth=4,
     vit_heads=4,
     vit_mlp_ratio=3.0,
@@ -62,31 +62,27 @@ SHAPES = Architecture(
     memory_layers=1,
     memory_fuser_layers=1,
 )
-FIRST_LESSONS_WEIGHT = 1.5  # of what is learned first, when it goes on beside the prompts
+AUXILIARY_HEADS_WEIGHT = 1.5  # of their losses beside those of the prompts
 AVERAGING = 0.998  # the weights that are kept are an average of about the last 500 steps
 SECONDS_BETWEEN_SAVES = 300
 SECONDS_BETWEEN_LINES = 60
 STATE_FILE = Path(__file__).resolve().parent.parent / ".cache" / "training.pt"
 
 
+def _field(default: Any, help_text: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": f"{help_text} (default: {default})"})
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What makes two runs the same one.
+    """What can be chosen about a run."""
 
-    Attributes:
-        seed: of the starting weights and the scenes.
-        dense_steps, dense_scenes: steps before the prompts, in which the encoders learn what is where, and scenes in
-            each.
-        steps, scenes: steps in all, and scenes in each of the later ones.
-        rate: the highest learning rate.
-    """
-
-    seed: int = 1
-    dense_steps: int = 1200
-    dense_scenes: int = 8
-    steps: int = 7500
-    scenes: int = 4
-    rate: float = 1.2e-3
+    seed: int = _field(1, "of the starting weights and the scenes")
+    dense_steps: int = _field(1200, "steps before the prompts, in which the encoders learn what is where")
+    dense_scenes: int = _field(8, "scenes in each of these steps")
+    steps: int = _field(7000, "steps in all")
+    scenes: int = _field(4, "scenes in each of the later steps")
+    rate: float = _field(1.2e-3, "the highest learning rate")
 
 
 class Curriculum(torch.utils.data.Dataset[Batch]):
@@ -104,36 +100,37 @@ class Curriculum(torch.utils.data.Dataset[Batch]):
 class Training:
     """A run that can be interrupted."""
 
-    def __init__(self, plan: Plan, device: torch.device, architecture: Architecture = SHAPES) -> None:
+    def __init__(self, plan: Plan, device: torch.device, architecture: Architecture) -> None:
         torch.manual_seed(plan.seed)
         self.plan, self.device, self.architecture = plan, device, architecture
         self.step, self.seconds = 0, 0.0
-        self.network = build_network(architecture, torch.device("cpu"))
+        self.network = build_network(architecture, device)
         initialise(self.network)
-        self.readers = torch.nn.ModuleDict(
-            {"dense": DenseHeads(architecture.width), "examples": ExampleReader(architecture.width)}
+        self.auxiliary_heads = torch.nn.ModuleDict(
+            {"dense": DenseHeads(architecture.width), "exemplars": ExemplarHead(architecture.width)}
         ).to(device)
-        self.network = _trainable(self.network).to(device)
+        self.network.to(device)
+        _freeze_unused(self.network)
         prepare(self.network)
         self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(AVERAGING))
-        self.optimiser = Optimiser(self.network, self.readers, plan.rate, plan.steps)
+        self.optimiser = Optimiser(self.network, self.auxiliary_heads, plan.rate, plan.steps)
 
     def losses(self, batch: Batch) -> Losses:
         """What the network has to learn from a batch."""
         with running_on(self.device):
             features = self.network.backbone.forward_image(batch.images.float() / 127.5 - 1)
-            dense = self.readers["dense"](features, batch)
-            examples = self.readers["examples"](self.network, features, batch)
-            lessons = {
+            dense = self.auxiliary_heads["dense"](features, batch)
+            exemplars = self.auxiliary_heads["exemplars"](self.network, features, batch)
+            auxiliary = {
                 **{f"dense {name}": loss for name, loss in dense.items()},
-                **{f"example {name}": loss for name, loss in examples.items()},
+                **{f"exemplar {name}": loss for name, loss in exemplars.items()},
             }
-            if not batch.phrases:
-                return lessons
+            if not batch.detector_prompts:
+                return auxiliary
             detector = detector_losses(self.network, features, batch)
             outline = outline_losses(self.network, features, batch)
         return {
-            **{name: FIRST_LESSONS_WEIGHT * loss for name, loss in lessons.items()},
+            **{name: AUXILIARY_HEADS_WEIGHT * loss for name, loss in auxiliary.items()},
             **{f"detector {name}": loss for name, loss in detector.items()},
             **{f"outline {name}": loss for name, loss in outline.items()},
         }
@@ -166,37 +163,41 @@ class Training:
             if now - last_save > SECONDS_BETWEEN_SAVES:
                 self.save(state_file)
                 last_save = now
+        self.save(state_file)
 
     def save(self, path: Path) -> None:
         """Write all that a later :meth:`load` needs to go on from here."""
-        path.parent.mkdir(exist_ok=True)
         unfinished = path.with_suffix(".unfinished")
         state = {
-            "plan": dataclasses.asdict(self.plan),
+            **self._identity(),
             "step": self.step,
             "seconds": self.seconds,
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
-            "readers": self.readers.state_dict(),
+            "auxiliary_heads": self.auxiliary_heads.state_dict(),
             "optimiser": self.optimiser.state_dict(),
         }
         torch.save(state, unfinished)
         unfinished.replace(path)
 
     def load(self, path: Path) -> None:
-        """Go on from where :meth:`save` was called.
+        """Go on from where :meth:`save` was called. The code is taken to be the same.
 
         Raises:
-            ValueError: the state is of a run with another plan.
+            ValueError: the state is of a run with another plan or architecture.
         """
         state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
-        if state["plan"] != dataclasses.asdict(self.plan):
-            raise ValueError(f"{path} holds a run of another plan: {state['plan']}; remove it to start anew")
+        for name, value in self._identity().items():
+            if state[name] != value:
+                raise ValueError(f"{path} holds a run of another {name}: {state[name]}; remove it to start anew")
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
-        self.readers.load_state_dict(state["readers"])
+        self.auxiliary_heads.load_state_dict(state["auxiliary_heads"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.seconds = state["step"], state["seconds"]
+
+    def _identity(self) -> dict[str, Any]:
+        return {"plan": dataclasses.asdict(self.plan), "architecture": self.architecture.to_dict()}
 
     def write_checkpoint(self, path: Path) -> None:
         """Write the averaged network as a checkpoint, in half precision (complex tables as they are)."""
@@ -217,7 +218,7 @@ def keep_freed_memory() -> None:
         mallopt(trim_threshold, 2**31 - 1)
 
 
-def _trainable(network: Sam3Image) -> Sam3Image:
+def _freeze_unused(network: Sam3Image) -> None:
     """Leave the video memory, which images do not use, and the words that scenes do not know, as they are."""
     tracker = network.inst_interactive_predictor.model
     for part in (tracker.transformer, tracker.maskmem_backbone):
@@ -225,7 +226,6 @@ def _trainable(network: Sam3Image) -> Sam3Image:
     used = used_tokens(network)
     embedding = network.backbone.language_backbone.encoder.token_embedding.weight
     embedding.register_hook(lambda gradient: gradient * used.to(gradient.device))
-    return network
 
 
 def _to(batch: Any, device: torch.device) -> Any:
@@ -248,17 +248,26 @@ def main() -> None:
     parser.add_argument("--state", type=Path, default=STATE_FILE, help="where the run's state is kept meanwhile")
     for field in dataclasses.fields(Plan):
         flag = f"--{field.name.replace('_', '-')}"
-        parser.add_argument(flag, type=type(field.default), default=field.default, help=f"default {field.default}")
+        parser.add_argument(flag, type=type(field.default), default=field.default, help=field.metadata["help"])
     arguments = parser.parse_args()
+    if not arguments.checkpoint.parent.is_dir():
+        parser.error(f"there is no folder {arguments.checkpoint.parent} for the checkpoint")
     plan = Plan(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Plan)})
     keep_freed_memory()
-    training = Training(plan, choose_device(arguments.cuda))
+    training = Training(plan, choose_device(arguments.cuda), SHAPES)
     if arguments.state.exists():
-        training.load(arguments.state)
-    for line in training.run(arguments.state):
-        print(line, flush=True)
+        try:
+            training.load(arguments.state)
+        except ValueError as error:
+            parser.error(str(error))
+        print(f"Going on from step {training.step}.", flush=True)
+    arguments.state.parent.mkdir(parents=True, exist_ok=True)
+    with arguments.state.with_suffix(".log").open("a" if training.step else "w") as log:
+        for line in training.run(arguments.state):
+            print(line, flush=True)
+            print(line, file=log, flush=True)
     training.write_checkpoint(arguments.checkpoint)
-    arguments.state.unlink(missing_ok=True)
+    arguments.state.unlink()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from demo.evaluate import Detections, Outlines, iou
+from demo.evaluate import Detections, Outlines
 from demo.questions import (
     EXEMPLAR_KINDS,
     OUTLINE_KINDS,
@@ -14,7 +14,7 @@ from demo.questions import (
     ask_for_present,
     loose_box,
 )
-from demo.scenes import Region, draw_scene
+from demo.scenes import Region, draw_scene, iou
 from sam3_engine.prompts import GeometricPrompt
 
 

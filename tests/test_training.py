@@ -1,19 +1,24 @@
 """The pieces of the training run, and that a run can be interrupted."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from demo.random_weights import SMALL
-from demo.scenes import COLOURS, KINDS
+from demo.scenes import COLOURS, KINDS, draw_scene
 from demo.train import Plan, Training
-from demo.training.batches import NOTHING, Batches
+from demo.train import main as train_main
+from demo.training.batches import NOTHING, Batches, _dense_targets
 from demo.training.dense import DenseHeads
-from demo.training.examples import ExampleReader, example_boxes
+from demo.training.detector import _instance_losses, _match
+from demo.training.exemplars import ExemplarHead, exemplar_boxes
 from demo.training.losses import cheapest_pairs, focal_loss, mask_iou, mask_losses
-from demo.training.starting_weights import used_tokens
+from demo.training.outlines import _assign, _true_ious
+from demo.training.starting_weights import _NEIGHBOURS, _attend_to_neighbours, used_tokens
 from sam3_engine.architecture import Architecture
-from sam3_engine.model import load_model
+from sam3_engine.model import build_network, load_model
 from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import TextPrompt
 from sam3_engine.runtime import running_on
@@ -46,7 +51,7 @@ def test_a_batch_is_a_function_of_seed_and_number(batch):
     again, next_one = Batches(TINY, seed=5, scenes=6, prompts=True)[7], Batches(TINY, seed=5, scenes=6, prompts=True)[8]
     assert torch.equal(batch.images, again.images)
     assert torch.equal(batch.masks, again.masks)
-    assert [prompt.phrase for prompt in batch.phrases] == [prompt.phrase for prompt in again.phrases]
+    assert [prompt.phrase for prompt in batch.detector_prompts] == [prompt.phrase for prompt in again.detector_prompts]
     assert not torch.equal(batch.images, next_one.images)
 
 
@@ -72,24 +77,112 @@ def test_points_lie_on_what_they_ask_for(batch):
     assert asked > 20
 
 
-def test_dense_targets_say_what_the_answers_are():
-    """A detector prompt "red star" has its answers where the dense targets have red stars."""
-    batch = Batches(TINY, seed=6, scenes=20, prompts=True)[0]
-    fine, coarse = batch.dense
-    assert fine.kind.shape[-1] == 4 * coarse.kind.shape[-1] == 4 * TINY.grid
-    compared = 0
-    for prompt in batch.phrases:
-        words = prompt.phrase.split()
-        if len(words) == 2 and words[0] in COLOURS and words[1] in KINDS and not len(prompt.labels):
-            there = (fine.kind[prompt.scene] == KINDS.index(words[1])) & (
-                fine.colour[prompt.scene] == COLOURS.index(words[0])
+def test_dense_targets_say_what_is_where():
+    random = np.random.default_rng(6)
+    scenes = [draw_scene(random, 112, 112) for _ in range(10)]
+    targets = _dense_targets(scenes, 112)
+    for number, scene in enumerate(scenes):
+        for shape in scene.shapes:
+            there = (targets.kind[number] == KINDS.index(shape.kind)) & (
+                targets.colour[number] == COLOURS.index(shape.colour)
             )
-            wanted = sum((batch.masks[answer] for answer in prompt.answers), torch.zeros_like(batch.masks[0]))
-            assert mask_iou(there, wanted > 0.5) > 0.6 or not prompt.answers
-            assert bool(there.any()) == bool(prompt.answers)
-            compared += 1
-    assert compared > 3
-    assert (fine.object[fine.kind != NOTHING] > 0.3).all()
+            wanted = sum(region.coverage for region in scene.instances(f"{shape.colour} {shape.kind}"))
+            assert mask_iou(there, torch.from_numpy(wanted > 0.5)) > 0.9
+            row, column = np.unravel_index(shape.whole.coverage.argmax(), shape.whole.coverage.shape)
+            assert (112 * targets.box[number, :, row, column]).tolist() == pytest.approx(shape.whole.box, abs=1e-3)
+            assert targets.object[number, row, column] > 0.99
+            assert not shape.dot or mask_iou(targets.dot[number] > 0.5, torch.from_numpy(shape.dot.mask)) > 0
+    assert (targets.object[targets.kind != NOTHING] > 0.3).all()
+
+
+def answered(batch, scores):
+    """Outputs of a detector that finds each answer exactly, one query each, from the last query on."""
+    count, queries = len(batch.detector_prompts), 12
+    outputs = {
+        "pred_logits": torch.full((count, queries, 1), -scores),
+        "pred_boxes": torch.rand(count, queries, 4, generator=torch.Generator().manual_seed(0)) * 0.1 + 0.4,
+        "pred_masks": torch.zeros(count, queries, *batch.masks.shape[1:]),
+        "presence_logit_dec": torch.full((count, 1), -scores),
+    }
+    for number, prompt in enumerate(batch.detector_prompts):
+        for position, answer in enumerate(prompt.answers):
+            outputs["pred_logits"][number, -1 - position] = scores
+            outputs["pred_boxes"][number, -1 - position] = batch.boxes[answer]
+            outputs["pred_masks"][number, -1 - position] = 40 * (batch.masks[answer] - 0.5)
+            outputs["presence_logit_dec"][number] = scores
+    return outputs
+
+
+def test_queries_are_matched_to_the_answers_that_they_are(batch):
+    outputs = answered(batch, scores=9.0)
+    prompts, queries, regions = _match(outputs["pred_logits"][..., 0], outputs["pred_boxes"], batch, most_matches=1)
+    matched = set(zip(prompts.tolist(), queries.tolist(), regions.tolist(), strict=True))
+    assert matched == {
+        (number, 11 - position, answer)
+        for number, prompt in enumerate(batch.detector_prompts)
+        for position, answer in enumerate(prompt.answers)
+    }
+
+
+def test_an_answer_may_have_several_queries(batch):
+    outputs = answered(batch, scores=9.0)
+    prompts, queries, regions = _match(outputs["pred_logits"][..., 0], outputs["pred_boxes"], batch, most_matches=3)
+    for number, prompt in enumerate(batch.detector_prompts):
+        of_prompt = regions[prompts == number]
+        assert len(set(queries[prompts == number].tolist())) == len(of_prompt)
+        if prompt.answers:
+            each = min(3, 12 // len(prompt.answers))
+            assert sorted(of_prompt.tolist()) == sorted(prompt.answers * each)
+
+
+def test_detector_losses_are_least_for_the_answers_themselves(batch):
+    right = _instance_losses(answered(batch, scores=9.0), batch)
+    undecided = _instance_losses(answered(batch, scores=0.0), batch)
+    wrong = _instance_losses(answered(batch, scores=-9.0), batch)
+    for name in ("score", "presence"):
+        assert right[name] < 0.01 < undecided[name] < wrong[name]
+    assert right["l1"] < 1e-5
+    assert right["giou"] < 1e-4
+    negated = answered(batch, scores=9.0)
+    negated["pred_masks"] *= -1
+    assert right["dice"] < 1  # of 2: edges are covered in part, which no binary mask can say
+    assert _instance_losses(negated, batch)["dice"] > 1.8
+    moved = answered(batch, scores=9.0)
+    moved["pred_boxes"][..., 0] += 0.1
+    assert _instance_losses(moved, batch)["giou"] > 0.1
+
+
+def test_each_acceptable_region_gets_a_token_of_its_own():
+    cost = torch.tensor([[3.0, 1.0, 3.0], [1.0, 0.0, 9.0], [5.0, 5.0, 4.0]])
+    rows, tokens = _assign(cost, counts=[2, 1])  # the first prompt has two acceptable regions
+    assert rows.tolist() == [0, 1, 2]
+    assert tokens.tolist() == [1, 0, 2]
+
+
+def test_the_iou_to_estimate_is_that_with_the_answer_or_the_next_acceptable_region():
+    masks = torch.zeros(2, 4, 4, dtype=torch.bool)
+    masks[0, :2], masks[1, :1] = True, True  # the answer, and another region that could be meant
+    found = torch.stack([masks[0], masks[1], masks[0], torch.zeros(4, 4, dtype=torch.bool)])[None]
+    ious = _true_ious(found, masks[:1], masks, owners=[0, 0])
+    assert ious.tolist() == [[1, 1, 1, 0]]
+    ious = _true_ious(found, masks[1:], masks[1:], owners=[0])
+    assert ious.tolist() == [[0.5, 1, 0.5, 0]]
+
+
+def test_heads_start_by_looking_at_a_neighbour():
+    network = build_network(dataclasses.replace(TINY, vit_window=TINY.grid), CPU)
+    attention = network.backbone.vision_backbone.trunk.blocks[1].attn  # of the whole image
+    side, heads = TINY.grid, attention.num_heads
+    with torch.no_grad():
+        _attend_to_neighbours(attention, _NEIGHBOURS[0])
+        constant = attention.qkv.bias.reshape(3, heads, 1, -1).expand(-1, -1, side * side, -1)
+        queries, keys = attention._apply_rope(constant[0][None], constant[1][None])
+        looks_at = (queries @ keys.transpose(-1, -2))[0].argmax(dim=-1).reshape(heads, side, side)
+    for head in range(heads):
+        x, y = _NEIGHBOURS[0][head]
+        for row in range(1, side - 1):
+            for column in range(1, side - 1):
+                assert looks_at[head, row, column] == (row + y) * side + column + x
 
 
 def test_mask_losses_are_least_for_the_mask_itself():
@@ -133,7 +226,7 @@ def test_mask_iou_of_batches():
 
 
 def test_dense_heads_learn_from_features(batch):
-    """On features that hold the answer, the readers' losses fall."""
+    """On features that hold the answer, the losses fall."""
     torch.manual_seed(0)
     width = 32
     heads = DenseHeads(width)
@@ -159,10 +252,10 @@ def test_dense_heads_learn_from_features(batch):
         assert seen[-1][name] < 0.3 * seen[0][name]
 
 
-def test_example_boxes_of_several_prompts_are_padded_alike():
+def test_exemplar_boxes_of_several_prompts_are_padded_alike():
     boxes = [torch.rand(count, 4) for count in (0, 2, 1)]
     labels = [torch.zeros(0, dtype=torch.long), torch.tensor([1, 0]), torch.tensor([1])]
-    shown = example_boxes(boxes, labels)
+    shown = exemplar_boxes(boxes, labels)
     assert shown.box_embeddings.shape == (2, 3, 4)
     assert torch.equal(shown.box_embeddings[:, 1], boxes[1])
     assert torch.equal(shown.box_embeddings[:1, 2], boxes[2])
@@ -171,18 +264,18 @@ def test_example_boxes_of_several_prompts_are_padded_alike():
     assert shown.box_labels[0, 2]
 
 
-def test_what_example_boxes_show_is_learned_by_the_geometry_encoder(batch):
+def test_what_exemplar_boxes_show_is_learned_by_the_geometry_encoder(batch):
     """With the image features fixed, a box's token comes to say kind and colour."""
     torch.manual_seed(1)
     training = Training(PLAN, CPU, TINY)
-    network, reader = training.network, ExampleReader(TINY.width)
+    network, head = training.network, ExemplarHead(TINY.width)
     with torch.no_grad(), running_on(CPU):
         features = network.backbone.forward_image(batch.images.float() / 127.5 - 1)
-    optimiser = torch.optim.Adam([*network.geometry_encoder.parameters(), *reader.parameters()], lr=3e-3)
+    optimiser = torch.optim.Adam([*network.geometry_encoder.parameters(), *head.parameters()], lr=3e-3)
     seen = []
     for _ in range(40):
         with running_on(CPU):
-            losses = reader(network, features, batch)
+            losses = head(network, features, batch)
         seen.append({name: loss.item() for name, loss in losses.items()})
         optimiser.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
@@ -221,6 +314,35 @@ def test_a_state_of_another_plan_is_refused(tmp_path):
     other = Training(Plan(**{**PLAN.__dict__, "rate": 0.1}), CPU, TINY)
     with pytest.raises(ValueError, match="another plan"):
         other.load(tmp_path / "state.pt")
+
+
+def test_a_state_of_another_architecture_is_refused(tmp_path):
+    training = Training(PLAN, CPU, TINY)
+    training.save(tmp_path / "state.pt")
+    other = Training(PLAN, CPU, dataclasses.replace(TINY, ffn_width=32))
+    with pytest.raises(ValueError, match="another architecture"):
+        other.load(tmp_path / "state.pt")
+
+
+def test_the_command_trains_and_logs_and_leaves_no_state(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("demo.train.SHAPES", TINY)
+    plan = ["--steps", "3", "--dense-steps", "2", "--scenes", "2", "--dense-scenes", "2"]
+    state = tmp_path / "a" / "b" / "state.pt"
+    monkeypatch.setattr("sys.argv", ["train", str(tmp_path / "trained.pt"), "--state", str(state), *plan])
+    train_main()
+    load_model(tmp_path / "trained.pt", CPU)
+    printed = capsys.readouterr().out
+    assert "step 2" in printed
+    assert "outline dice" in printed
+    assert state.with_suffix(".log").read_text() == printed
+    assert not state.exists()
+
+
+def test_the_command_says_what_is_wrong_before_it_trains(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["train", str(tmp_path / "nowhere" / "trained.pt")])
+    with pytest.raises(SystemExit):
+        train_main()
+    assert "there is no folder" in capsys.readouterr().err
 
 
 def test_every_part_that_images_use_is_trained(tmp_path):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
+from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional
 
 from sam3_engine.model import Architecture
@@ -23,12 +24,13 @@ from ..questions import (
 )
 from ..scenes import COLOURS, KINDS, Region, Scene, draw_scene
 
-DETECTOR_PROMPTS_PER_SCENE = 3
-OUTLINES_PER_SCENE = {"point": 2, "points": 1, "box": 1, "box and point": 1}
-WITH_EXAMPLES = 0.5  # of the detector's prompts; the others are phrases alone
-ABSENT = 0.36  # of the phrases alone
+DETECTOR_PROMPTS_PER_SCENE = 2
+OUTLINES_PER_SCENE = {"point": 4, "points": 2, "box": 2, "box and point": 2}
+WITH_EXEMPLARS = 0.35  # of the detector's prompts; the others are phrases alone
+ABSENT = 0.3  # of the phrases alone
+DOTS = 0.25  # of the phrases for what is there: more than are asked later, since many scenes have none
 EXEMPLAR_SHARES = dict(zip(EXEMPLAR_KINDS, (0.35, 0.15, 0.2, 0.3), strict=True))
-NO_PHRASE = "visual"  # what the package's text encoder reads when example boxes ask alone
+NO_PHRASE = "visual"  # what the package's text encoder reads when exemplar boxes ask alone
 NOTHING = -100  # what torch's cross entropy leaves out
 
 BOX_CORNERS = (2, 3)  # labels of a box's corners, when a mask decoder is given them as points
@@ -67,7 +69,7 @@ class ShapeTargets:
 
 @dataclass(frozen=True)
 class DetectorPrompt:
-    """A phrase with example boxes.
+    """A phrase with exemplar boxes.
 
     Attributes:
         scene: number of the scene in the batch.
@@ -113,8 +115,8 @@ class Batch:
         shapes: all shapes of the scenes.
         masks: (R, side, side) 0..1, the coverage of every region that is an answer, at the resolution of the masks.
         boxes: (R, 4) their boxes: centre, width and height in 0..1.
-        phrases: prompts for the detector.
-        outlines: prompts for the mask decoder.
+        detector_prompts: phrases and exemplar boxes.
+        outlines: points and boxes, for the mask decoder.
     """
 
     images: torch.Tensor
@@ -122,7 +124,7 @@ class Batch:
     shapes: ShapeTargets
     masks: torch.Tensor
     boxes: torch.Tensor
-    phrases: list[DetectorPrompt]
+    detector_prompts: list[DetectorPrompt]
     outlines: list[OutlinePrompts]
 
 
@@ -138,10 +140,10 @@ class Batches(torch.utils.data.Dataset[Batch]):
         resolution, grid = self.architecture.resolution, self.architecture.grid
         scenes = [_scene(random, resolution) for _ in range(self.scenes)]
         regions = _Regions(4 * grid)
-        phrases, outlines = [], []
+        detector_prompts, outlines = [], []
         if self.prompts:
             for k, scene in enumerate(scenes):
-                phrases += _detector_prompts(random, k, scene, regions)
+                detector_prompts += _detector_prompts(random, k, scene, regions)
                 outlines += [
                     (k, scene, ask_for_outline(random, scene, kind))
                     for kind in OUTLINE_KINDS
@@ -154,7 +156,7 @@ class Batches(torch.utils.data.Dataset[Batch]):
             shapes=_shape_targets(scenes),
             masks=regions.masks,
             boxes=regions.boxes,
-            phrases=phrases,
+            detector_prompts=detector_prompts,
             outlines=grouped,
         )
 
@@ -214,13 +216,14 @@ def _detector_prompts(
 ) -> list[DetectorPrompt]:
     prompts = []
     for _ in range(DETECTOR_PROMPTS_PER_SCENE):
-        if random.random() < WITH_EXAMPLES:
+        if random.random() < WITH_EXEMPLARS:
             kind = random.choice(list(EXEMPLAR_SHARES), p=list(EXEMPLAR_SHARES.values()))
             shown = ask_by_exemplar(random, scene, kind)
             phrase, answers = shown.phrase or NO_PHRASE, shown.answers
             boxes, labels = _relative(shown.boxes, scene), torch.tensor(shown.labels)
         else:
-            question = ask_for_absent(random, scene) if random.random() < ABSENT else ask_for_present(random, scene)
+            absent = random.random() < ABSENT
+            question = ask_for_absent(random, scene) if absent else ask_for_present(random, scene, DOTS)
             phrase, answers = question.phrase, question.answers
             boxes, labels = torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)
         numbers = [regions.number(region, scene) for region in answers]
@@ -269,7 +272,7 @@ def _dense_targets(scenes: list[Scene], side: int) -> DenseTargets:
         kinds = torch.tensor([KINDS.index(shape.kind) for shape in scene.shapes])[shape_there]
         colours = torch.tensor([COLOURS.index(shape.colour) for shape in scene.shapes])[shape_there]
         boxes = _relative([shape.whole.box for shape in scene.shapes], scene)
-        corners = torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], dim=1)
+        corners = box_convert(boxes, "cxcywh", "xyxy")
         nowhere = most < 0.4
         maps.append(
             [

@@ -1,9 +1,9 @@
-"""The image encoder's own lesson: what is at each place.
+"""An auxiliary loss for the image encoder: what is at each place.
 
 Prompts teach little as long as the image features mean nothing, and features mean little as long as nobody asks for
-them: training that starts with prompts stalls. So throw-away 1x1 convolutions read from the features, at every place,
-whether an object is there, of which kind and colour, and where its box is. At first this is all that is learned;
-later it goes on beside the prompts.
+them: training that starts with prompts stalls. So 1x1 convolutions, thrown away in the end, read from the features, at
+every place, whether an object is there, of which kind and colour, and where its box is. Training starts with this, and
+goes on with it beside the prompts.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ class DenseHeads(torch.nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.readers = torch.nn.ModuleList(
+        self.convolutions = torch.nn.ModuleList(
             torch.nn.Conv2d(width, sum(_PARTS.values()), 1) for _ in range(2 * len(LEVELS))
         )
 
     def forward(self, features: Mapping[str, Any], batch: Batch) -> Losses:
-        """What the readers say of the image encoder's features, against ``batch.dense``."""
+        """Losses of what they say of the image encoder's features, against ``batch.dense``."""
         pyramids = (features["backbone_fpn"], features["sam2_backbone_out"]["backbone_fpn"])
         losses: dict[str, list[torch.Tensor]] = {}
-        for number, reader in enumerate(self.readers):
+        for number, convolution in enumerate(self.convolutions):
             level = number % len(LEVELS)
-            read = reader(pyramids[number // len(LEVELS)][LEVELS[level]]).float()
+            read = convolution(pyramids[number // len(LEVELS)][LEVELS[level]]).float()
             for name, loss in _losses(read, batch.dense[level]).items():
                 losses.setdefault(name, []).append(loss)
         summed = {name: torch.stack(of_all).sum() for name, of_all in losses.items()}

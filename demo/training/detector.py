@@ -1,4 +1,4 @@
-"""The detector's lesson: every instance of a phrase, or of what example boxes show, and nothing else."""
+"""The detector's losses: every instance of a phrase, or of what exemplar boxes show, and nothing else."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from sam3.model.box_ops import box_cxcywh_to_xyxy
-from sam3.model.data_misc import FindStage
 from torch.nn.functional import binary_cross_entropy_with_logits
-from torchvision.ops import generalized_box_iou, generalized_box_iou_loss
+from torchvision.ops import box_convert, generalized_box_iou, generalized_box_iou_loss
 
-from sam3_engine.network import Sam3Image
+from sam3_engine.model import Sam3Image
+from sam3_engine.runtime import importing_sam3
 
 from .batches import Batch
-from .examples import example_boxes
+from .exemplars import exemplar_boxes
 from .losses import Losses, cheapest_pairs, focal_loss, mask_losses
+
+with importing_sam3():
+    from sam3.model.data_misc import FindStage
 
 WEIGHTS = {"score": 2.0, "l1": 5.0, "giou": 2.0, "mask": 4.0, "dice": 2.0, "presence": 1.0}
 AUXILIARY_WEIGHT = 0.5  # of the decoder's layers before the last
@@ -43,7 +45,7 @@ def detector_losses(network: Sam3Image, features: Mapping[str, Any], batch: Batc
         features: of the batch's images, by the image encoder.
         batch: with prompts.
     """
-    prompts = batch.phrases
+    prompts = batch.detector_prompts
     device = batch.images.device
     text = network.backbone.forward_text([prompt.phrase for prompt in prompts], device=device)
     find = FindStage(
@@ -57,22 +59,30 @@ def detector_losses(network: Sam3Image, features: Mapping[str, Any], batch: Batc
             backbone_out={**features, **text},
             find_input=find,
             find_target=None,
-            geometric_prompt=example_boxes([prompt.boxes for prompt in prompts], [prompt.labels for prompt in prompts]),
+            geometric_prompt=exemplar_boxes(
+                [prompt.boxes for prompt in prompts], [prompt.labels for prompt in prompts]
+            ),
         )
     finally:
         network.training = False
 
     losses = _instance_losses(outputs, batch)
-    for number, layer in enumerate([outputs, *outputs["aux_outputs"]]):
-        weight = AUXILIARY_WEIGHT if number else 1.0
-        parts = [(ONE_TO_MANY_WEIGHT * weight, _instance_losses(layer, batch, one_to_many=True))]
-        if number:
-            parts.append((weight, _instance_losses(layer, batch)))
-        for factor, of_part in parts:
-            for loss in of_part.values():
-                losses["auxiliary"] = losses.get("auxiliary", torch.zeros((), device=device)) + factor * loss
+    losses["one to many"] = ONE_TO_MANY_WEIGHT * _total(_instance_losses(outputs, batch, one_to_many=True))
+    losses["earlier layers"] = torch.zeros((), device=device)
+    for layer in outputs["aux_outputs"]:
+        one_to_one, one_to_many = (_total(_instance_losses(layer, batch, one_to_many=many)) for many in (False, True))
+        losses["earlier layers"] += AUXILIARY_WEIGHT * (one_to_one + ONE_TO_MANY_WEIGHT * one_to_many)
     losses["semantic"] = _semantic_loss(outputs["semantic_seg"][:, 0].float(), batch)
     return losses
+
+
+def _corners(boxes: torch.Tensor) -> torch.Tensor:
+    """(N, 4) x1, y1, x2, y2 of boxes given by centre, width and height."""
+    return box_convert(boxes, "cxcywh", "xyxy")
+
+
+def _total(losses: Losses) -> torch.Tensor:
+    return torch.stack(list(losses.values())).sum()
 
 
 def _instance_losses(outputs: Mapping[str, torch.Tensor], batch: Batch, *, one_to_many: bool = False) -> Losses:
@@ -80,7 +90,7 @@ def _instance_losses(outputs: Mapping[str, torch.Tensor], batch: Batch, *, one_t
     suffix = "_o2m" if one_to_many else ""
     logits, boxes = outputs["pred_logits" + suffix][..., 0].float(), outputs["pred_boxes" + suffix].float()
     prompt_numbers, queries, answers = _match(logits, boxes, batch, MATCHES_OF_ONE_TO_MANY if one_to_many else 1)
-    present = torch.tensor([float(bool(prompt.answers)) for prompt in batch.phrases], device=logits.device)
+    present = torch.tensor([float(bool(prompt.answers)) for prompt in batch.detector_prompts], device=logits.device)
 
     matched = torch.zeros_like(logits)
     matched[prompt_numbers, queries] = 1
@@ -92,9 +102,7 @@ def _instance_losses(outputs: Mapping[str, torch.Tensor], batch: Batch, *, one_t
     if len(queries):
         found, wanted = boxes[prompt_numbers, queries], batch.boxes[answers]
         losses["l1"] = (found - wanted).abs().sum(dim=1).mean()
-        losses["giou"] = generalized_box_iou_loss(
-            box_cxcywh_to_xyxy(found), box_cxcywh_to_xyxy(wanted), reduction="mean"
-        )
+        losses["giou"] = generalized_box_iou_loss(_corners(found), _corners(wanted), reduction="mean")
         if "pred_masks" in outputs and not one_to_many:
             of_matched = outputs["pred_masks"][prompt_numbers, queries].float()
             cross_entropy, dice = mask_losses(of_matched, batch.masks[answers])
@@ -118,13 +126,13 @@ def _match(
         For each match the number of its prompt, its query and its region.
     """
     matches: list[list[torch.Tensor]] = [[torch.zeros(0, dtype=torch.long, device=logits.device)] for _ in range(3)]
-    for number, prompt in enumerate(batch.phrases):
+    for number, prompt in enumerate(batch.detector_prompts):
         if not prompt.answers:
             continue
         regions = torch.tensor(prompt.answers, device=logits.device)
         regions = regions.repeat(min(most_matches, logits.shape[1] // len(regions)))
         wanted = batch.boxes[regions]
-        overlap = generalized_box_iou(box_cxcywh_to_xyxy(boxes[number]), box_cxcywh_to_xyxy(wanted))
+        overlap = generalized_box_iou(_corners(boxes[number]), _corners(wanted))
         score = logits[number].sigmoid()[:, None]
         queries, chosen = cheapest_pairs(5 * torch.cdist(boxes[number], wanted, p=1) - 2 * overlap - 2 * score)
         for column, values in zip(matches, (torch.full_like(queries, number), queries, regions[chosen]), strict=True):
@@ -134,13 +142,13 @@ def _match(
 
 
 def _semantic_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """The detector's map of all that a phrase names, without instances: teaches its pixels at every step."""
+    """The detector's map of all that a phrase names, without instances: it gives every pixel a gradient."""
     maps = torch.stack(
         [
             batch.masks[prompt.answers].amax(dim=0) if prompt.answers else torch.zeros_like(logits[0])
-            for prompt in batch.phrases
+            for prompt in batch.detector_prompts
         ]
     )
     cross_entropy, dice = mask_losses(logits, maps)
-    present = torch.tensor([bool(prompt.answers) for prompt in batch.phrases], device=logits.device)
+    present = torch.tensor([bool(prompt.answers) for prompt in batch.detector_prompts], device=logits.device)
     return cross_entropy.mean() + 0.5 * (dice * present).mean()

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from sam3_engine.network import Sam3Image
+from sam3_engine.model import Sam3Image
 
 # matrices between hidden states; Muon moves all directions of such a matrix by the same amount
 _MUON_PARTS = (
@@ -18,8 +18,8 @@ _MUON_PARTS = (
     "sam_mask_decoder.transformer.",
 )
 WARM_UP_STEPS = 300
-LEAST_RATE = 0.02  # of the highest, at the end
-MOST_GRADIENT = 5.0
+FINAL_RATE = 0.02  # of the highest, at the end
+MAX_GRADIENT_NORM = 5.0
 
 
 class Optimiser:
@@ -28,7 +28,7 @@ class Optimiser:
     AdamW alone needs many more steps here: a few directions of each matrix get nearly all of the gradient.
     """
 
-    def __init__(self, network: Sam3Image, readers: torch.nn.Module, rate: float, steps: int) -> None:
+    def __init__(self, network: Sam3Image, auxiliary_heads: torch.nn.Module, rate: float, steps: int) -> None:
         """For a run of ``steps`` steps with the highest learning rate ``rate`` (AdamW; Muon's is three times that)."""
         trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
         hidden = {
@@ -39,13 +39,13 @@ class Optimiser:
         rest = {name: parameter for name, parameter in trained.items() if name not in hidden}
         decayed = [parameter for name, parameter in rest.items() if parameter.dim() > 1 and "embed" not in name]
         kept = [parameter for name, parameter in rest.items() if parameter.dim() <= 1 or "embed" in name]
-        self._parameters = [*trained.values(), *readers.parameters()]
+        self._parameters = [*trained.values(), *auxiliary_heads.parameters()]
         self._optimisers: list[torch.optim.Optimizer] = [
             torch.optim.Muon(hidden.values(), lr=3 * rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(
                 [
                     {"params": decayed, "weight_decay": 0.02},
-                    {"params": [*kept, *readers.parameters()], "weight_decay": 0.0},
+                    {"params": [*kept, *auxiliary_heads.parameters()], "weight_decay": 0.0},
                 ],
                 lr=rate,
                 betas=(0.9, 0.98),
@@ -66,7 +66,7 @@ class Optimiser:
         for parameter in self._parameters:
             parameter.grad = None
         loss.backward()
-        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, MOST_GRADIENT))
+        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, MAX_GRADIENT_NORM))
         for optimiser, schedule in zip(self._optimisers, self._schedules, strict=True):
             if math.isfinite(norm):
                 optimiser.step()
@@ -90,4 +90,4 @@ class Optimiser:
 def _relative_rate(step: int, steps: int) -> float:
     """A straight warm-up, then half a cosine."""
     cosine = (1 + math.cos(math.pi * min(1.0, step / steps))) / 2
-    return min(1.0, (step + 1) / WARM_UP_STEPS) * (LEAST_RATE + (1 - LEAST_RATE) * cosine)
+    return min(1.0, (step + 1) / WARM_UP_STEPS) * (FINAL_RATE + (1 - FINAL_RATE) * cosine)

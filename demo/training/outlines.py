@@ -1,4 +1,4 @@
-"""The mask decoder's lesson: the region that points and boxes ask for."""
+"""The mask decoder's losses: the region that points and boxes ask for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sam3_engine.network import Sam3Image
+from sam3_engine.model import Sam3Image
 
 from .batches import Batch, OutlinePrompts
 from .losses import Losses, cheapest_pairs, mask_iou, mask_losses
@@ -25,8 +25,8 @@ def outline_losses(network: Sam3Image, features: Mapping[str, Any], batch: Batch
     """
     losses: Losses = {}
     for prompts in batch.outlines:
-        logits, quality = _predict(network, features["sam2_backbone_out"]["backbone_fpn"], prompts)
-        for name, loss in _losses(logits.float(), quality.float(), prompts, batch).items():
+        logits, ious = _predict(network, features["sam2_backbone_out"]["backbone_fpn"], prompts)
+        for name, loss in _losses(logits.float(), ious.float(), prompts, batch).items():
             losses[name] = losses.get(name, torch.zeros_like(loss)) + loss
     return losses
 
@@ -42,7 +42,7 @@ def _predict(
     decoder, encoder, scenes = tracker.sam_mask_decoder, tracker.sam_prompt_encoder, prompts.scenes
     tokens = pyramid[2] + tracker.no_mem_embed.reshape(1, -1, 1, 1)
     sparse, dense = encoder(points=(prompts.points * tracker.image_size, prompts.labels), boxes=None, masks=None)
-    logits, quality, *_ = decoder.predict_masks(
+    logits, ious, *_ = decoder.predict_masks(
         image_embeddings=tokens[scenes],
         image_pe=encoder.get_dense_pe(),
         sparse_prompt_embeddings=sparse,
@@ -50,10 +50,10 @@ def _predict(
         repeat_image=False,
         high_res_features=[decoder.conv_s0(pyramid[0])[scenes], decoder.conv_s1(pyramid[1])[scenes]],
     )
-    return logits, quality
+    return logits, ious
 
 
-def _losses(logits: torch.Tensor, quality: torch.Tensor, prompts: OutlinePrompts, batch: Batch) -> Losses:
+def _losses(logits: torch.Tensor, ious: torch.Tensor, prompts: OutlinePrompts, batch: Batch) -> Losses:
     """The first mask is the answer; each acceptable region is one of the other three; estimates are true IoUs."""
     masks = batch.masks[prompts.answers]
     single_entropy, single_dice = mask_losses(logits[:, 0], masks)
@@ -65,12 +65,12 @@ def _losses(logits: torch.Tensor, quality: torch.Tensor, prompts: OutlinePrompts
         entropy, dice = mask_losses(candidates.flatten(0, 1), acceptable.repeat_interleave(candidates.shape[1], dim=0))
         cost = (WEIGHTS["mask"] * entropy + WEIGHTS["dice"] * dice).reshape(len(owners), -1)
         rows, tokens = _assign(cost, [len(regions) for regions in prompts.acceptable])
-        true_quality = _true_quality(logits > 0, masks > 0.5, acceptable > 0.5, owners)
+        true_ious = _true_ious(logits > 0, masks > 0.5, acceptable > 0.5, owners)
     multi_entropy, multi_dice = mask_losses(candidates[rows, tokens], acceptable[rows])
     losses = {
         "mask": single_entropy.mean() + multi_entropy.mean(),
         "dice": single_dice.mean() + multi_dice.mean(),
-        "iou": (quality - true_quality).square().mean(),
+        "iou": (ious - true_ious).square().mean(),
     }
     return {name: WEIGHTS[name] * loss for name, loss in losses.items()}
 
@@ -87,13 +87,11 @@ def _assign(cost: torch.Tensor, counts: list[int]) -> tuple[torch.Tensor, torch.
     return torch.cat(rows), torch.cat(tokens)
 
 
-def _true_quality(
-    found: torch.Tensor, masks: torch.Tensor, acceptable: torch.Tensor, owners: list[int]
-) -> torch.Tensor:
+def _true_ious(found: torch.Tensor, masks: torch.Tensor, acceptable: torch.Tensor, owners: list[int]) -> torch.Tensor:
     """(N, 4) IoU of the single mask with the answer, and of the others with the acceptable region next to each."""
-    quality = torch.zeros(found.shape[:2], device=found.device)
-    quality[:, 0] = mask_iou(found[:, 0], masks)
+    ious = torch.zeros(found.shape[:2], device=found.device)
+    ious[:, 0] = mask_iou(found[:, 0], masks)
     of_others = mask_iou(found[owners, 1:], acceptable[:, None])
     for row, owner in enumerate(owners):
-        quality[owner, 1:] = torch.maximum(quality[owner, 1:], of_others[row])
-    return quality
+        ious[owner, 1:] = torch.maximum(ious[owner, 1:], of_others[row])
+    return ious

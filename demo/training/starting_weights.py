@@ -1,6 +1,6 @@
 """Where training starts.
 
-Random weights as for a large network leave one as small as this where it is: its heads look everywhere at once, its
+With the initialisation of a large network, one as small as this does not learn: its heads look everywhere at once, its
 mask decoder hears the picture and not the prompt. Each function here removes one such obstacle; none adds knowledge of
 shapes.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from sam3_engine.network import Sam3Image
+from sam3_engine.model import Sam3Image
 
 from ..scenes import VOCABULARY
 from .batches import NO_PHRASE
@@ -44,7 +44,7 @@ def initialise(network: Sam3Image) -> None:
 def used_tokens(network: Sam3Image) -> torch.Tensor:
     """(vocabulary, 1) 1 for every token of the demo's vocabulary, else 0.
 
-    The embeddings of all others stay 0, so that every unknown word reads the same.
+    The embeddings of all others stay 0, so that unknown words say nothing but their length.
     """
     language = network.backbone.language_backbone
     tokenizer = language.tokenizer

@@ -1,7 +1,7 @@
-"""The geometry encoder's own lesson: what an example box shows.
+"""An auxiliary loss for the geometry encoder: what an exemplar box shows.
 
 "All that are like this" needs a box's token to say what the box shows. A network trained by the detector's losses alone
-told kinds apart and hardly colours. So a throw-away linear map reads both from the token.
+told kinds apart and hardly colours. So a linear head, thrown away in the end, reads both from the token.
 """
 
 from __future__ import annotations
@@ -10,19 +10,22 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from sam3.model.geometry_encoders import Prompt
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
-from sam3_engine.network import Sam3Image
+from sam3_engine.model import Sam3Image
+from sam3_engine.runtime import importing_sam3
 
 from ..scenes import COLOURS, KINDS
 from .batches import NOTHING, Batch
 from .losses import Losses
 
+with importing_sam3():
+    from sam3.model.geometry_encoders import Prompt
 
-def example_boxes(boxes: list[torch.Tensor], labels: list[torch.Tensor]) -> Prompt:
-    """Example boxes as the package takes them, padded to the same number.
+
+def exemplar_boxes(boxes: list[torch.Tensor], labels: list[torch.Tensor]) -> Prompt:
+    """Exemplar boxes as the package takes them, padded to the same number.
 
     Args:
         boxes: for each prompt (n, 4) centre, width and height in 0..1.
@@ -34,15 +37,15 @@ def example_boxes(boxes: list[torch.Tensor], labels: list[torch.Tensor]) -> Prom
     return Prompt(box_embeddings=padded, box_labels=pad_sequence(labels).bool(), box_mask=padding)
 
 
-class ExampleReader(torch.nn.Module):
+class ExemplarHead(torch.nn.Module):
     """A linear map from a box's token to kind and colour."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.reader = torch.nn.Linear(width, len(KINDS) + len(COLOURS))
+        self.linear = torch.nn.Linear(width, len(KINDS) + len(COLOURS))
 
     def forward(self, network: Sam3Image, features: Mapping[str, Any], batch: Batch) -> Losses:
-        """What the reader says of every shape, each being shown as an example, against ``batch.shapes``.
+        """Losses of what it says of every shape, each being shown as an exemplar, against ``batch.shapes``.
 
         Args:
             network: in evaluation mode.
@@ -53,10 +56,10 @@ class ExampleReader(torch.nn.Module):
         positive = [torch.ones(len(of_scene), dtype=torch.long, device=device) for of_scene in boxes]
         _, tokens, positions, sizes = network._get_img_feats(features, torch.arange(len(boxes), device=device))
         encoded, _ = network.geometry_encoder(
-            geo_prompt=example_boxes(boxes, positive), img_feats=tokens, img_sizes=sizes, img_pos_embeds=positions
+            geo_prompt=exemplar_boxes(boxes, positive), img_feats=tokens, img_sizes=sizes, img_pos_embeds=positions
         )
         of_boxes = encoded[: batch.shapes.kind.shape[1]].transpose(0, 1)  # what follows a scene's boxes is not read
-        kind, colour = self.reader(of_boxes).float().split([len(KINDS), len(COLOURS)], dim=-1)
+        kind, colour = self.linear(of_boxes).float().split([len(KINDS), len(COLOURS)], dim=-1)
         return {
             "kind": 0.5 * cross_entropy(kind.flatten(0, 1), batch.shapes.kind.flatten(), ignore_index=NOTHING),
             "colour": 0.5 * cross_entropy(colour.flatten(0, 1), batch.shapes.colour.flatten(), ignore_index=NOTHING),
