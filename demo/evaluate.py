@@ -1,8 +1,8 @@
 """How good a network is at drawn scenes that it was not trained on.
 
-    python -m demo.evaluate demo/sam3_shapes.pt
+    python -m demo.evaluate demo/sam3_shapes.pt    # about ten minutes
 
-Prints Markdown tables. All prompts go through the plugin in an Ikomia workflow, except example boxes, which the plugin
+Prints Markdown tables. All prompts go through the plugin in an Ikomia workflow, except exemplar boxes, which the plugin
 does not have: these go through the sam3 package's own processor.
 """
 
@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import argparse
 import logging
+import platform
+import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from sam3_engine.model import load_model
+from sam3_engine.model import shared_model
 from sam3_engine.predictor import Predictor
-from sam3_engine.prompts import GeometricPrompt, TextPrompt
-from sam3_engine.runtime import importing_sam3
+from sam3_engine.prompts import GeometricPrompt, Prompt, TextPrompt
+from sam3_engine.runtime import choose_device, importing_sam3
 
 from .pillow_scenes import draw_with_pillow
-from .plugin import Plugin
+from .plugin import Plugin, masks_of
 from .questions import (
     EXEMPLAR_KINDS,
     OUTLINE_KINDS,
@@ -37,7 +39,7 @@ from .questions import (
     ask_for_outline,
     ask_for_present,
 )
-from .scenes import Region, Scene, draw_scene
+from .scenes import Region, Scene, draw_scene, iou
 
 with importing_sam3():
     from sam3.model.sam3_image_processor import Sam3Processor
@@ -51,23 +53,18 @@ TIMED_RUNS = 30
 Mask = np.ndarray  # (H, W) bool
 
 
-def iou(a: Mask, b: Mask) -> float:
-    """Intersection over union of two boolean masks."""
-    union = np.count_nonzero(a | b)
-    return np.count_nonzero(a & b) / union if union else 1.0
-
-
 @dataclass
 class Detections:
-    """What was found against what is there."""
+    """What was found against what is there, over a number of questions."""
 
+    questions: int = 0
     matched: int = 0
     found: int = 0
     true: int = 0
     ious: list[float] = field(default_factory=list)
 
     def add(self, masks: list[Mask], answers: list[Region]) -> None:
-        """Match masks to answers, best pairs first; a pair counts above :data:`MATCH_IOU`."""
+        """Match the masks for a question to its answers, best pairs first; a pair counts above :data:`MATCH_IOU`."""
         ious = np.array([[iou(mask, answer.mask) for answer in answers] for mask in masks])
         ious = ious.reshape(len(masks), len(answers))
         while ious.size and ious.max() > MATCH_IOU:
@@ -75,6 +72,7 @@ class Detections:
             self.ious.append(float(ious[mask, answer]))
             self.matched += 1
             ious[mask, :], ious[:, answer] = -1, -1
+        self.questions += 1
         self.found += len(masks)
         self.true += len(answers)
 
@@ -123,37 +121,41 @@ class Results:
     outlines: dict[str, Outlines] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        lines = ["| all instances of | asked | precision | recall | mean IoU of matches |", "|---|---|---|---|---|"]
+        lines = [
+            "| all instances by | questions | instances | precision | recall | mean IoU of matches |",
+            "|---|---|---|---|---|---|",
+        ]
         lines += [
-            f"| {kind} | {rows.true} | {rows.precision:.3f} | {rows.recall:.3f} | {rows.mean_iou:.3f} |"
-            for kind, rows in self.found.items()
+            f"| {kind} | {of_kind.questions} | {of_kind.true} | {of_kind.precision:.3f} | {of_kind.recall:.3f} "
+            f"| {of_kind.mean_iou:.3f} |"
+            for kind, of_kind in self.found.items()
         ]
         share = self.absent_answered / max(1, self.absent_asked)
         lines += ["", f"Phrases for what is not there: {share:.1%} of {self.absent_asked} found something."]
-        lines += ["", "| one object by | asked | mean IoU | best of three |", "|---|---|---|---|"]
+        lines += ["", "| one object by | questions | mean IoU | mean IoU, best of three |", "|---|---|---|---|"]
         lines += [
-            f"| {kind} | {len(rows.single)} | {np.mean(rows.single):.3f} | {np.mean(rows.best_of_three):.3f} |"
-            for kind, rows in self.outlines.items()
+            f"| {kind} | {len(ious.single)} | {np.mean(ious.single):.3f} | {np.mean(ious.best_of_three):.3f} |"
+            for kind, ious in self.outlines.items()
         ]
         return "\n".join(lines)
 
 
 class Examinee:
-    """A checkpoint in the plugin (and for example boxes in the package's processor), asked one question at a time."""
+    """A checkpoint in the plugin (and for exemplar boxes in the package's processor), asked one question at a time."""
 
     def __init__(self, weights: Path, *, cuda: bool = False) -> None:
         self._plugin = Plugin(model_weight_file=weights, cuda=cuda)
-        device = torch.device("cuda" if cuda else "cpu")
-        self._model = load_model(weights, device)
+        self._model = shared_model(weights, choose_device(cuda))
         resolution = self._model.network.inst_interactive_predictor.model.image_size
         with self._model.running():
-            self._processor = Sam3Processor(self._model.network, resolution=resolution, device=device)
+            self._processor = Sam3Processor(self._model.network, resolution=resolution, device=self._model.device)
+        self._image: np.ndarray | None = None
+        self._state: dict[str, Any] = {}  # of the processor, for that image
 
     def find(self, image: np.ndarray, phrase: str) -> list[Mask]:
         """The instances of a phrase."""
         (output,) = self._plugin.segment(image, input_text=phrase)
-        numbers = output.get_mask()
-        return [numbers == number for number in range(1, len(output.get_class_names()))]
+        return masks_of(output)
 
     def outline(self, image: np.ndarray, question: OutlineQuestion, *, multimask: bool) -> list[Mask]:
         """One mask for a point or box prompt, or three."""
@@ -162,12 +164,15 @@ class Examinee:
         if question.box:
             prompt["input_box"] = [list(question.box)]
         outputs = self._plugin.segment(image, multimask_output=multimask, **prompt)
-        return [output.get_mask() == 1 for output in outputs]
+        return [mask for output in outputs for mask in masks_of(output)]
 
     def find_like(self, image: np.ndarray, question: ExemplarQuestion) -> list[Mask]:
-        """The instances that example boxes ask for."""
+        """The instances that exemplar boxes ask for."""
         with self._model.running():
-            state = self._processor.set_image(torch.from_numpy(image).permute(2, 0, 1))
+            if image is not self._image:
+                self._image, self._state = image, self._processor.set_image(torch.from_numpy(image).permute(2, 0, 1))
+            state = self._state
+            self._processor.reset_all_prompts(state)
             if question.phrase:
                 self._processor.set_text_prompt(question.phrase, state)
             height, width = image.shape[:2]
@@ -190,9 +195,19 @@ def pillow_scenes(count: int, random: np.random.Generator) -> Iterable[Scene]:
         yield draw_with_pillow(random)
 
 
-def evaluate(examinee: Examinee, scenes: Iterable[Scene], random: np.random.Generator) -> Results:
-    """Ask about scenes: of each some phrases, and a question of each kind of outline and example."""
-    results = Results(found={"phrases": Detections()}, outlines={kind: Outlines() for kind in OUTLINE_KINDS})
+def evaluate(
+    examinee: Examinee,
+    scenes: Iterable[Scene],
+    random: np.random.Generator,
+    *,
+    outline_kinds: Sequence[str] = OUTLINE_KINDS,
+    exemplar_kinds: Sequence[str] = EXEMPLAR_KINDS,
+) -> Results:
+    """Ask about scenes: of each some phrases, and a question of each kind of outline and exemplar.
+
+    Questions with a negative box need shapes that differ, and are left out where a scene has none.
+    """
+    results = Results(found={"phrases": Detections()}, outlines={kind: Outlines() for kind in outline_kinds})
     for scene in scenes:
         for _ in range(PRESENT_PHRASES):
             question = ask_for_present(random, scene)
@@ -206,26 +221,31 @@ def evaluate(examinee: Examinee, scenes: Iterable[Scene], random: np.random.Gene
             outline = ask_for_outline(random, scene, kind)
             (single,) = examinee.outline(scene.image, outline, multimask=False)
             measure.add(outline, single, examinee.outline(scene.image, outline, multimask=True))
-        for kind in EXEMPLAR_KINDS:
-            shown = ask_by_exemplar(random, scene, kind)
-            results.found.setdefault(kind, Detections()).add(examinee.find_like(scene.image, shown), shown.answers)
+        differing = not all(shape.is_like(scene.shapes[0]) for shape in scene.shapes)
+        for kind in exemplar_kinds:
+            if differing or "negative" not in kind:
+                shown = ask_by_exemplar(random, scene, kind)
+                results.found.setdefault(kind, Detections()).add(examinee.find_like(scene.image, shown), shown.answers)
     results.found = dict(sorted(results.found.items(), key=lambda row: (row[0] in EXEMPLAR_KINDS, row[0])))
     return results
 
 
 def milliseconds(weights: Path) -> dict[str, float]:
-    """Median times on one CPU core, in the engine, of encoding an image and of asking about it."""
+    """Median times on one CPU core, in the engine, of encoding an image and of asking about it, masks included."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        predictor = Predictor(load_model(weights, torch.device("cpu")))
+        predictor = Predictor(shared_model(weights, torch.device("cpu")))
         image = draw_scene(np.random.default_rng(HELD_OUT_SEED)).image
         embedding = predictor.encode_image(image)
-        point = GeometricPrompt(points=((100.0, 100.0),), point_labels=(1,))
+
+        def ask(prompt: Prompt) -> Callable[[], object]:
+            return lambda: [segment.mask for segment in predictor.segment(embedding, prompt)]
+
         return {
             "encode an image": _median_milliseconds(lambda: predictor.encode_image(image)),
-            "phrase": _median_milliseconds(lambda: predictor.segment(embedding, TextPrompt("star"))),
-            "point": _median_milliseconds(lambda: predictor.segment(embedding, point)),
+            "phrase": _median_milliseconds(ask(TextPrompt("star"))),
+            "point": _median_milliseconds(ask(GeometricPrompt(points=((100.0, 100.0),), point_labels=(1,)))),
         }
     finally:
         torch.set_num_threads(threads)
@@ -240,20 +260,33 @@ def _median_milliseconds(work: Callable[[], object]) -> float:
     return float(np.median(times))
 
 
+def _with_progress(scenes: Iterable[Scene], count: int) -> Iterable[Scene]:
+    """The scenes; how far they are goes to stderr, out of the tables' way."""
+    for number, scene in enumerate(scenes):
+        print(f"\rscene {number + 1} of {count}", end="", file=sys.stderr, flush=True)
+        yield scene
+    print("\r" + " " * 40 + "\r", end="", file=sys.stderr, flush=True)
+
+
 def main() -> None:
     """Evaluate the checkpoint that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m demo.evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("weights", type=Path)
-    parser.add_argument("--scenes", type=int, default=330)
-    parser.add_argument("--seed", type=int, default=HELD_OUT_SEED)
-    parser.add_argument("--cuda", action="store_true")
+    parser.add_argument("--scenes", type=int, default=330, help="of each renderer (default: 330)")
+    parser.add_argument("--seed", type=int, default=HELD_OUT_SEED, help="of the scenes; training's are small numbers")
+    parser.add_argument("--cuda", action="store_true", help="ask on the GPU; times are of the CPU all the same")
     arguments = parser.parse_args()
+    if not arguments.weights.is_file():
+        parser.error(f"there is no file {arguments.weights}")
     logging.getLogger("ikomia").setLevel(logging.WARNING)  # else a line for each run
     examinee = Examinee(arguments.weights, cuda=arguments.cuda)
     for title, drawn in (("Scenes held out", held_out_scenes), ("Scenes of another renderer", pillow_scenes)):
         random = np.random.default_rng(arguments.seed)
-        print(f"### {title}\n\n{evaluate(examinee, drawn(arguments.scenes, random), random)}\n", flush=True)
-    print("### Time on one CPU core\n\n| step | ms |\n|---|---|")
+        scenes = _with_progress(drawn(arguments.scenes, random), arguments.scenes)
+        print(f"### {title}\n\n{evaluate(examinee, scenes, random)}\n", flush=True)
+    precision = str(shared_model(arguments.weights, torch.device("cpu")).precision).removeprefix("torch.")
+    machine = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
+    print(f"### Time on one CPU core\n\n{machine}, {precision}, torch {torch.__version__}\n\n| step | ms |\n|---|---|")
     for step, median in milliseconds(arguments.weights).items():
         print(f"| {step} | {median:.0f} |")
 

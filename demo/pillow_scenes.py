@@ -40,7 +40,7 @@ def draw_with_pillow(random: np.random.Generator) -> Scene:
         taken |= mask
         image.paste(_RGB[colour][random.integers(2)], mask=stencil)
         shapes.append(Shape(kind, colour, Region(mask.astype(np.float32))))
-    return Scene(np.asarray(image), tuple(shapes))
+    return Scene(np.array(image), tuple(shapes))
 
 
 def _stencil(

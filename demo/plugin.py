@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import re
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +29,23 @@ class Plugin:
     """
 
     def __init__(self, **parameters: Any) -> None:
-        """With values for some of the plugin's parameters, which stay set."""
-        plugins = Path(tempfile.mkdtemp(prefix="ikomia_plugins_"))
-        (plugins / "Python").mkdir()
-        (plugins / "Python" / PLUGIN).symlink_to(REPOSITORY, target_is_directory=True)
-        ik_registry.set_plugins_directory(f"{plugins}/")
+        """With values for some of the plugin's parameters, which stay set.
+
+        Raises:
+            RuntimeError: the plugin refuses a value.
+        """
+        register_checkout()
         self._workflow = Workflow()
         self.algorithm = self._workflow.add_task(name=PLUGIN, auto_connect=True)
-        self._workflow.set_parameters(parameters, task_obj=self.algorithm)
+        self._set(parameters)
+
+    def load(self) -> None:
+        """Load the network ahead of the first run.
+
+        Raises:
+            ValueError, RuntimeError: the plugin's own error.
+        """
+        self.algorithm.init_long_process()
 
     def segment(self, image: np.ndarray, **prompt: Any) -> list[Any]:
         """Run the workflow.
@@ -46,6 +60,49 @@ class Plugin:
         Raises:
             RuntimeError: the plugin's own error.
         """
-        self._workflow.set_parameters({**_NO_PROMPT, **prompt}, task_obj=self.algorithm)
-        self._workflow.run_on(array=image)
+        self._set({**_NO_PROMPT, **prompt})
+        with _plain_errors():
+            self._workflow.run_on(array=image)
         return self.algorithm.get_outputs()[1:]
+
+    def _set(self, parameters: dict[str, Any]) -> None:
+        with _plain_errors():
+            self._workflow.set_parameters(parameters, task_obj=self.algorithm)
+
+
+def masks_of(output: Any) -> list[np.ndarray]:
+    """The masks (H, W) bool of a mask output, one for each object that it numbers."""
+    numbers = output.get_mask()
+    return [numbers == number for number in range(1, len(output.get_class_names()))]
+
+
+@functools.cache
+def register_checkout() -> tempfile.TemporaryDirectory[str]:
+    """Make Ikomia take the plugin from this checkout, for the rest of the process.
+
+    Returns:
+        The folder of plugins that Ikomia looks in: the checkout is linked into its folder ``Python``. It goes with the
+        process.
+    """
+    plugins = tempfile.TemporaryDirectory(prefix="ikomia_plugins_", ignore_cleanup_errors=True)
+    folder = Path(plugins.name)
+    (folder / "Python").mkdir()
+    link = folder / "Python" / PLUGIN
+    if sys.platform == "win32":  # where a symbolic link takes rights that few users have
+        import _winapi
+
+        _winapi.CreateJunction(str(REPOSITORY), str(link))
+    else:
+        link.symlink_to(REPOSITORY, target_is_directory=True)
+    ik_registry.set_plugins_directory(f"{folder}/")
+    return plugins
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Ikomia puts a plugin's message between the error's class and its traceback: leave the message."""
+    try:
+        yield
+    except RuntimeError as error:
+        wrapped = re.match(r"""<class '[^']+'>: (.*?):   File \"""", str(error), re.DOTALL)
+        raise RuntimeError(wrapped[1] if wrapped else str(error)) from error

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+_MODES_WITH_PLAIN_VALUES = ("L", "RGB", "I;16", "I", "F")
 
 
 class ImageError(ValueError):
     """An image that cannot be segmented."""
+
+
+def pixels_of(image: PIL.Image.Image) -> np.ndarray:
+    """The pixels of a PIL image as :func:`as_rgb8` takes them; palettes and other colour spaces become RGB."""
+    return np.asarray(image if image.mode in _MODES_WITH_PLAIN_VALUES else image.convert("RGB"))
 
 
 def as_rgb8(image: np.ndarray) -> np.ndarray:

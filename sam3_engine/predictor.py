@@ -17,7 +17,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from .images import as_rgb8
+from .images import as_rgb8, pixels_of
 from .model import Model
 from .prompts import Box, GeometricPrompt, Prompt, PromptError, TextPrompt
 from .runtime import importing_sam3
@@ -107,9 +107,8 @@ class Predictor:
         Raises:
             ImageError: the image cannot be segmented.
         """
-        if isinstance(image, PIL.Image.Image) and image.mode not in ("L", "RGB", "I;16", "I", "F"):
-            image = image.convert("RGB")
-        pixels = torch.from_numpy(as_rgb8(np.asarray(image)).copy()).permute(2, 0, 1)
+        array = pixels_of(image) if isinstance(image, PIL.Image.Image) else image
+        pixels = torch.from_numpy(as_rgb8(array).copy()).permute(2, 0, 1)
         height, width = pixels.shape[1:]
         with self.model.running():
             if size_percent < 100:

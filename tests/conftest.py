@@ -4,14 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ikomia.dataprocess.registry import ik_registry
 from ikomia.dataprocess.workflow import Workflow
 from sklearn.datasets import load_sample_image
 
+from demo.plugin import PLUGIN, REPOSITORY, register_checkout
 from demo.random_weights import SMALL, full_size_checkpoint, write_random_checkpoint
-
-REPOSITORY = Path(__file__).resolve().parent.parent
-PLUGIN = "infer_segment_anything_3"
 
 
 @pytest.fixture(scope="session")
@@ -35,13 +32,9 @@ def photograph() -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
-def plugins_directory(tmp_path_factory) -> Path:
+def plugins_directory() -> Path:
     """A folder of plugins that holds this checkout, as a link, and that Ikomia's registry looks in."""
-    directory = tmp_path_factory.mktemp("plugins")
-    (directory / "Python").mkdir()
-    (directory / "Python" / PLUGIN).symlink_to(REPOSITORY, target_is_directory=True)
-    ik_registry.set_plugins_directory(f"{directory}/")
-    return directory
+    return Path(register_checkout().name)
 
 
 @pytest.fixture
@@ -59,3 +52,9 @@ def algorithm(workflow, small_checkpoint):
     task = task[0] if isinstance(task, list) else task
     workflow.set_parameters({"model_weight_file": small_checkpoint, "cuda": False}, task_obj=task)
     return task
+
+
+@pytest.fixture(scope="session")
+def shapes_checkpoint() -> Path:
+    """The trained small network of the demo, which knows coloured shapes."""
+    return REPOSITORY / "demo" / "sam3_shapes.pt"

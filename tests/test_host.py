@@ -12,8 +12,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY
 
+from demo.plugin import REPOSITORY
 from sam3_engine.model import load_model
 from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import GeometricPrompt, PromptError, TextPrompt

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import cv2
 import pytest
-from conftest import PLUGIN, REPOSITORY
 from ikomia import core
 from ikomia.dataprocess.registry import ik_registry
+
+from demo.plugin import PLUGIN, REPOSITORY
 
 
 @pytest.fixture

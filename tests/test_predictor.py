@@ -8,8 +8,8 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from conftest import REPOSITORY
 
+from demo.plugin import REPOSITORY
 from sam3_engine.images import ImageError
 from sam3_engine.model import load_model
 from sam3_engine.predictor import Predictor, Segment, label_map

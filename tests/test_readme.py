@@ -7,10 +7,11 @@ import shutil
 import cv2
 import ikomia.utils.http
 import pytest
-from conftest import PLUGIN, REPOSITORY
 from ikomia.dataprocess.workflow import Workflow
 from PIL import Image
 from sklearn.datasets import load_sample_image
+
+from demo.plugin import PLUGIN, REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^##+ (.+?)\n(.*?)(?=^## |^### |\Z)", README, re.DOTALL | re.MULTILINE))
