@@ -240,13 +240,17 @@ def _parse_rows(parameter: str, text: str, arity: int, expected: str) -> tuple[t
 
 
 def _parse_json(parameter: str, text: str, expected: str) -> Any:
-    """The JSON value that ``text`` holds; tuples are read as lists, since ``str()`` of a Python value may have them."""
+    """The JSON value that ``text`` holds; it may also be what ``str()`` makes of tuples and of numpy's numbers."""
     if not text.strip():
         return []
     try:
-        return json.loads(_with_tuples_as_lists(text), parse_constant=_refuse_constant)
+        return json.loads(_with_tuples_as_lists(_with_plain_numbers(text)), parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         raise PromptError(parameter, text, f"this cannot be read; {expected}") from None
+
+
+def _with_plain_numbers(text: str) -> str:
+    return re.sub(r"\bnp\.(?:float|u?int)\d+\(([^()]*)\)", r"\1", text)
 
 
 def _with_tuples_as_lists(text: str) -> str:

@@ -5,6 +5,7 @@ import gc
 import math
 import time
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -70,10 +71,23 @@ def logged_warnings(caplog) -> list[str]:
         "(10, 20, 30, 40)",
         "\n [\t[10 ,20,\r\n30, 40 ]]  \n",
         "( ( 10, 20, 30, 40 ) ,)",
+        "[[np.float64(10.0), np.int64(20), np.float32(30.0), np.uint8(40)]]",
     ],
 )
 def test_one_box_in_every_spelling(text):
     assert parse_boxes(text) == (BOX,)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32, np.int64, np.uint8])
+def test_numbers_that_numpy_computed_are_read(dtype):
+    box, labels = np.array(BOX, dtype), np.array([1, 0], dtype)
+    assert parse_boxes(str([list(box)])) == parse_boxes(str((tuple(box),))) == parse_boxes(str(box.tolist())) == (BOX,)
+    assert parse_point_labels(str(list(labels))) == (1, 0)
+
+
+@pytest.mark.parametrize("number", ["np.float64(nan)", "np.float64([1])", "np.float64(1", "np.load(1)", "np.float64()"])
+def test_other_words_of_numpy_are_refused(number):
+    assert_quotes(refusal(parse_boxes, f"[[1, 2, 3, {number}]]"), "input_box", f"[[1, 2, 3, {number}]]")
 
 
 @pytest.mark.parametrize(
@@ -182,7 +196,7 @@ def test_coordinates_are_floats():
         "[1, (,)]",
         "(1,,)",
         "[array([1, 2])]",
-        "[np.float64(1.0), 2]",
+        "[np.array(1.0), 2]",
         "[1, 2] # (the corner)",
         "[" * LONG,
         "(" * LONG,
