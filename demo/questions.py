@@ -102,8 +102,13 @@ def ask_for_present(random: np.random.Generator, scene: Scene, dots: float = 0.1
     return PhraseQuestion(kind, _worded(random, phrase), scene.instances(phrase))
 
 
-def ask_for_absent(random: np.random.Generator, scene: Scene) -> PhraseQuestion:
-    """A phrase for nothing in the scene: an unknown word, or a near miss made of what is there."""
+def ask_for_absent(random: np.random.Generator, scene: Scene, dots: float = 0.1) -> PhraseQuestion:
+    """A phrase for nothing in the scene: an unknown word, or a near miss made of what is there.
+
+    The share ``dots`` is for a dot of a colour that none has.
+    """
+    others = np.array([0.34, 0.22, 0.12, 0.15, 0.07]) * (1 - dots) / 0.9
+    shares = [*others[:3], dots, *others[3:]]
     kinds, colours = [shape.kind for shape in scene.shapes], [shape.colour for shape in scene.shapes]
     while True:
         near_miss = (
@@ -119,7 +124,7 @@ def ask_for_absent(random: np.random.Generator, scene: Scene) -> PhraseQuestion:
                 unknown,
                 f"{random.choice(COLOURS)} {unknown}",
             ],
-            p=[0.34, 0.22, 0.12, 0.1, 0.15, 0.07],
+            p=shares,
         )
         if not scene.instances(phrase):
             return PhraseQuestion("absent", _worded(random, phrase), [])

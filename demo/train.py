@@ -78,9 +78,9 @@ class Plan:
     """What can be chosen about a run."""
 
     seed: int = _field(1, "of the starting weights and the scenes")
-    dense_steps: int = _field(1200, "steps before the prompts, in which the encoders learn what is where")
+    dense_steps: int = _field(1000, "steps before the prompts, in which the encoders learn what is where")
     dense_scenes: int = _field(8, "scenes in each of these steps")
-    steps: int = _field(7000, "steps in all")
+    steps: int = _field(6800, "steps in all")
     scenes: int = _field(4, "scenes in each of the later steps")
     rate: float = _field(1.2e-3, "the highest learning rate")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from demo.random_weights import SMALL
-from demo.scenes import COLOURS, KINDS, draw_scene
+from demo.scenes import COLOURS, DOT_COLOURS, KINDS, draw_scene
 from demo.train import Plan, Training
 from demo.train import main as train_main
 from demo.training.batches import NOTHING, Batches, _dense_targets
@@ -91,7 +91,9 @@ def test_dense_targets_say_what_is_where():
             row, column = np.unravel_index(shape.whole.coverage.argmax(), shape.whole.coverage.shape)
             assert (112 * targets.box[number, :, row, column]).tolist() == pytest.approx(shape.whole.box, abs=1e-3)
             assert targets.object[number, row, column] > 0.99
-            assert not shape.dot or mask_iou(targets.dot[number] > 0.5, torch.from_numpy(shape.dot.mask)) > 0
+        for k, colour in enumerate(DOT_COLOURS):
+            drawn = sum((region.coverage for region in scene.instances(f"{colour} dot")), np.zeros((112, 112)))
+            assert np.allclose(targets.dots[number, k], drawn, atol=1e-6)
     assert (targets.object[targets.kind != NOTHING] > 0.3).all()
 
 
@@ -235,9 +237,9 @@ def test_dense_heads_learn_from_features(batch):
         dense = batch.dense[0 if side == 4 * TINY.grid else 1]
         feature = torch.zeros(len(batch.images), width, side, side)
         if side != 2 * TINY.grid:
-            feature[:, 0], feature[:, 1] = dense.object, dense.dot
+            feature[:, 0], feature[:, 1:3] = dense.object, dense.dots
             for kind in range(len(KINDS)):
-                feature[:, 2 + kind] = dense.kind == kind
+                feature[:, 3 + kind] = dense.kind == kind
         pyramid.append(feature)
     features = {"backbone_fpn": pyramid, "sam2_backbone_out": {"backbone_fpn": pyramid}}
     optimiser = torch.optim.Adam(heads.parameters(), lr=0.1)
@@ -248,7 +250,7 @@ def test_dense_heads_learn_from_features(batch):
         optimiser.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         optimiser.step()
-    for name in ("object", "dot", "kind"):
+    for name in ("object", "dots", "kind"):
         assert seen[-1][name] < 0.3 * seen[0][name]
 
 

@@ -22,13 +22,13 @@ from ..questions import (
     ask_for_outline,
     ask_for_present,
 )
-from ..scenes import COLOURS, KINDS, Region, Scene, draw_scene
+from ..scenes import COLOURS, DOT_COLOURS, KINDS, Region, Scene, draw_scene
 
 DETECTOR_PROMPTS_PER_SCENE = 2
-OUTLINES_PER_SCENE = {"point": 4, "points": 2, "box": 2, "box and point": 2}
-WITH_EXEMPLARS = 0.35  # of the detector's prompts; the others are phrases alone
-ABSENT = 0.3  # of the phrases alone
-DOTS = 0.25  # of the phrases for what is there: more than are asked later, since many scenes have none
+OUTLINES_PER_SCENE = {"point": 5, "points": 2, "box": 4, "box and point": 3}
+WITH_EXEMPLARS = 0.25  # of the detector's prompts; the others are phrases alone
+ABSENT = 0.33  # of the phrases alone
+DOTS = 0.25  # of the phrases alone: more than are asked later, since many scenes have none
 EXEMPLAR_SHARES = dict(zip(EXEMPLAR_KINDS, (0.35, 0.15, 0.2, 0.3), strict=True))
 NO_PHRASE = "visual"  # what the package's text encoder reads when exemplar boxes ask alone
 NOTHING = -100  # what torch's cross entropy leaves out
@@ -41,13 +41,14 @@ class DenseTargets:
     """What is at each place of a feature map, for B scenes.
 
     Attributes:
-        object, dot: (B, side, side) 0..1, how much of the place is part of any shape, of any dot.
+        object: (B, side, side) 0..1, how much of the place is part of any shape.
+        dots: (B, D, side, side) 0..1, how much of it is part of a dot of each of DOT_COLOURS.
         kind, colour: (B, side, side) numbers in KINDS and COLOURS of the shape there, or NOTHING.
         box: (B, 4, side, side) that shape's box as x1, y1, x2, y2 in 0..1.
     """
 
     object: torch.Tensor
-    dot: torch.Tensor
+    dots: torch.Tensor
     kind: torch.Tensor
     colour: torch.Tensor
     box: torch.Tensor
@@ -222,8 +223,8 @@ def _detector_prompts(
             phrase, answers = shown.phrase or NO_PHRASE, shown.answers
             boxes, labels = _relative(shown.boxes, scene), torch.tensor(shown.labels)
         else:
-            absent = random.random() < ABSENT
-            question = ask_for_absent(random, scene) if absent else ask_for_present(random, scene, DOTS)
+            ask = ask_for_absent if random.random() < ABSENT else ask_for_present
+            question = ask(random, scene, DOTS)
             phrase, answers = question.phrase, question.answers
             boxes, labels = torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)
         numbers = [regions.number(region, scene) for region in answers]
@@ -267,7 +268,10 @@ def _dense_targets(scenes: list[Scene], side: int) -> DenseTargets:
     maps: list[list[torch.Tensor]] = []
     for scene in scenes:
         coverages = torch.stack([_shrunk(shape.whole.coverage, side) for shape in scene.shapes])
-        dots = [_shrunk(shape.dot.coverage, side) for shape in scene.shapes if shape.dot]
+        dots = torch.zeros(len(DOT_COLOURS), side, side)
+        for shape in scene.shapes:
+            if shape.dot:
+                dots[DOT_COLOURS.index(str(shape.dot_colour))] += _shrunk(shape.dot.coverage, side)
         most, shape_there = coverages.max(dim=0)
         kinds = torch.tensor([KINDS.index(shape.kind) for shape in scene.shapes])[shape_there]
         colours = torch.tensor([COLOURS.index(shape.colour) for shape in scene.shapes])[shape_there]
@@ -277,7 +281,7 @@ def _dense_targets(scenes: list[Scene], side: int) -> DenseTargets:
         maps.append(
             [
                 coverages.sum(dim=0).clamp(max=1),
-                torch.stack(dots).sum(dim=0) if dots else torch.zeros(side, side),
+                dots,
                 kinds.masked_fill(nowhere, NOTHING),
                 colours.masked_fill(nowhere, NOTHING),
                 corners[shape_there].permute(2, 0, 1),

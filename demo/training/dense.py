@@ -2,8 +2,8 @@
 
 Prompts teach little as long as the image features mean nothing, and features mean little as long as nobody asks for
 them: training that starts with prompts stalls. So 1x1 convolutions, thrown away in the end, read from the features, at
-every place, whether an object is there, of which kind and colour, and where its box is. Training starts with this, and
-goes on with it beside the prompts.
+every place, whether an object is there, of which kind and colour, and where its box is, and whether a white or a black
+dot is. Training starts with this, and goes on with it beside the prompts.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from ..scenes import COLOURS, KINDS
+from ..scenes import COLOURS, DOT_COLOURS, KINDS
 from .batches import NOTHING, Batch, DenseTargets
 from .losses import Losses
 
 FEATURE_PENALTY = 0.03
 LEVELS = (0, 2)  # of the feature pyramids: where masks are made, and the image tokens
-_PARTS = {"object": 1, "dot": 1, "kind": len(KINDS), "colour": len(COLOURS), "box": 4}
+_PARTS = {"object": 1, "dots": len(DOT_COLOURS), "kind": len(KINDS), "colour": len(COLOURS), "box": 4}
 
 
 class DenseHeads(torch.nn.Module):
@@ -48,12 +48,12 @@ class DenseHeads(torch.nn.Module):
 
 
 def _losses(read: torch.Tensor, targets: DenseTargets) -> Losses:
-    object_, dot, kind, colour, box = read.split(list(_PARTS.values()), dim=1)
+    object_, dots, kind, colour, box = read.split(list(_PARTS.values()), dim=1)
     somewhere = (targets.kind != NOTHING)[:, None]
     box_error = (box - 4 * (targets.box - 0.5)).abs() * somewhere
     return {
         "object": 2 * binary_cross_entropy_with_logits(object_[:, 0], targets.object),
-        "dot": 2 * binary_cross_entropy_with_logits(dot[:, 0], targets.dot),
+        "dots": 2 * len(DOT_COLOURS) * binary_cross_entropy_with_logits(dots, targets.dots),
         "kind": 0.5 * cross_entropy(kind, targets.kind, ignore_index=NOTHING),
         "colour": 0.5 * cross_entropy(colour, targets.colour, ignore_index=NOTHING),
         "box": 2 * box_error.sum() / (4 * somewhere.sum()).clamp(min=1),
