@@ -105,10 +105,9 @@ def ask_for_present(random: np.random.Generator, scene: Scene, dots: float = 0.1
 def ask_for_absent(random: np.random.Generator, scene: Scene, dots: float = 0.1) -> PhraseQuestion:
     """A phrase for nothing in the scene: an unknown word, or a near miss made of what is there.
 
-    The share ``dots`` is for a dot of a colour that none has.
+    The share ``dots``, less than 1, is tried for a dot of a colour that none has; it is less where there are both.
     """
-    others = np.array([0.34, 0.22, 0.12, 0.15, 0.07]) * (1 - dots) / 0.9
-    shares = [*others[:3], dots, *others[3:]]
+    of_others = (1 - dots) / 0.9
     kinds, colours = [shape.kind for shape in scene.shapes], [shape.colour for shape in scene.shapes]
     while True:
         near_miss = (
@@ -124,7 +123,7 @@ def ask_for_absent(random: np.random.Generator, scene: Scene, dots: float = 0.1)
                 unknown,
                 f"{random.choice(COLOURS)} {unknown}",
             ],
-            p=shares,
+            p=[0.34 * of_others, 0.22 * of_others, 0.12 * of_others, dots, 0.15 * of_others, 0.07 * of_others],
         )
         if not scene.instances(phrase):
             return PhraseQuestion("absent", _worded(random, phrase), [])

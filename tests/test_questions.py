@@ -190,3 +190,10 @@ def test_two_empty_masks_are_equal():
     nothing = np.zeros((3, 3), bool)
     assert iou(nothing, nothing) == 1
     assert iou(nothing, ~nothing) == 0
+
+
+def test_more_absent_dots_can_be_asked_for(scenes):
+    scene = next(scene for scene in scenes if not any(shape.dot for shape in scene.shapes))
+    random = np.random.default_rng(2)
+    asked = [ask_for_absent(random, scene, dots=0.8).phrase for _ in range(60)]
+    assert 30 < sum("dot" in phrase or "spot" in phrase for phrase in asked) < 60
