@@ -46,7 +46,7 @@ SHAPES = Architecture(
     heads=4,
     ffn_width=128,
     encoder_layers=2,
-    decoder_layers=2,
+    decoder_layers=4,
     geometry_layers=1,
     queries=25,
     pixel_decoder_stages=2,
@@ -80,7 +80,7 @@ class Plan:
     seed: int = _field(1, "of the starting weights and the scenes")
     dense_steps: int = _field(1000, "steps before the prompts, in which the encoders learn what is where")
     dense_scenes: int = _field(8, "scenes in each of these steps")
-    steps: int = _field(6800, "steps in all")
+    steps: int = _field(6600, "steps in all")
     scenes: int = _field(4, "scenes in each of the later steps")
     rate: float = _field(1.2e-3, "the highest learning rate")
 

@@ -14,7 +14,7 @@ from demo.training.batches import NOTHING, Batches, _dense_targets
 from demo.training.dense import DenseHeads
 from demo.training.detector import _instance_losses, _match
 from demo.training.exemplars import ExemplarHead, exemplar_boxes
-from demo.training.losses import cheapest_pairs, focal_loss, mask_iou, mask_losses
+from demo.training.losses import cheapest_pairs, mask_iou, mask_losses
 from demo.training.outlines import _assign, _true_ious
 from demo.training.starting_weights import _NEIGHBOURS, _attend_to_neighbours, used_tokens
 from sam3_engine.architecture import Architecture
@@ -205,14 +205,6 @@ def test_half_of_the_weight_is_near_the_region():
     logits[1, 31, 31] = 20
     cross_entropy, _ = mask_losses(logits, masks)
     assert cross_entropy[0] > 5 * cross_entropy[1] > 0
-
-
-def test_focal_loss_is_cross_entropy_of_what_is_not_yet_right():
-    logits, targets = torch.tensor([-8.0, 0.0, 8.0]), torch.tensor([0.0, 1.0, 0.0])
-    right, undecided, wrong = focal_loss(logits, targets).tolist()
-    assert right < 1e-6
-    assert undecided == pytest.approx(np.log(2) * 0.5**1.5)
-    assert wrong == pytest.approx(8, rel=0.01)
 
 
 def test_pairs_are_the_cheapest():

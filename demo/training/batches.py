@@ -27,8 +27,8 @@ from ..scenes import COLOURS, DOT_COLOURS, KINDS, Region, Scene, draw_scene
 DETECTOR_PROMPTS_PER_SCENE = 2
 OUTLINES_PER_SCENE = {"point": 5, "points": 2, "box": 4, "box and point": 3}
 WITH_EXEMPLARS = 0.25  # of the detector's prompts; the others are phrases alone
-ABSENT = 0.33  # of the phrases alone
-DOTS = 0.25  # of the phrases alone: more than are asked later, since many scenes have none
+ABSENT = 0.3  # of the phrases alone
+DOTS = 0.2  # of the phrases alone: more than are asked later, since many scenes have none
 EXEMPLAR_SHARES = dict(zip(EXEMPLAR_KINDS, (0.35, 0.15, 0.2, 0.3), strict=True))
 NO_PHRASE = "visual"  # what the package's text encoder reads when exemplar boxes ask alone
 NOTHING = -100  # what torch's cross entropy leaves out

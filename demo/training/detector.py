@@ -14,7 +14,7 @@ from sam3_engine.runtime import importing_sam3
 
 from .batches import Batch
 from .exemplars import exemplar_boxes
-from .losses import Losses, cheapest_pairs, focal_loss, mask_losses
+from .losses import Losses, cheapest_pairs, mask_losses
 
 with importing_sam3():
     from sam3.model.data_misc import FindStage
@@ -95,7 +95,9 @@ def _instance_losses(outputs: Mapping[str, torch.Tensor], batch: Batch, *, one_t
     matched = torch.zeros_like(logits)
     matched[prompt_numbers, queries] = 1
     weights = ABSENT_SCORE_WEIGHT + (1 - ABSENT_SCORE_WEIGHT) * present
-    losses = {"score": (focal_loss(logits, matched) * weights[:, None]).sum() / max(1, len(queries))}
+    # not the focal loss: what is half right is what counts here, two queries that both claim the same answer
+    of_scores = binary_cross_entropy_with_logits(logits, matched, reduction="none")
+    losses = {"score": (of_scores * weights[:, None]).sum() / max(1, len(queries))}
     if not one_to_many:
         presence = outputs["presence_logit_dec"][..., 0].float()
         losses["presence"] = binary_cross_entropy_with_logits(presence, present)

@@ -33,13 +33,6 @@ def mask_losses(logits: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor
     return cross_entropy, dice
 
 
-def focal_loss(logits: torch.Tensor, targets: torch.Tensor, gamma: float = 1.5) -> torch.Tensor:
-    """Binary cross entropy in which what is right already counts little (Lin et al., 2017), of each logit."""
-    cross_entropy = binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    probability_of_target = torch.exp(-cross_entropy)
-    return cross_entropy * (1 - probability_of_target) ** gamma
-
-
 def cheapest_pairs(cost: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Pair rows with columns so that the sum of their costs is least (Hungarian method).
 
