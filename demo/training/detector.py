@@ -19,8 +19,8 @@ from .losses import Losses, cheapest_pairs, mask_losses
 with importing_sam3():
     from sam3.model.data_misc import FindStage
 
-WEIGHTS = {"score": 2.0, "l1": 5.0, "giou": 2.0, "mask": 4.0, "dice": 2.0, "presence": 1.0}
-AUXILIARY_WEIGHT = 0.5  # of the decoder's layers before the last
+WEIGHTS = {"score": 1.0, "l1": 5.0, "giou": 2.0, "mask": 4.0, "dice": 2.0, "presence": 1.0}
+AUXILIARY_WEIGHT = 0.2  # of each of the decoder's layers before the last
 ONE_TO_MANY_WEIGHT = 0.7
 MATCHES_OF_ONE_TO_MANY = 4
 ABSENT_SCORE_WEIGHT = 0.3  # the presence token has learned already that the phrase names nothing
