@@ -95,7 +95,7 @@ def _instance_losses(outputs: Mapping[str, torch.Tensor], batch: Batch, *, one_t
     matched = torch.zeros_like(logits)
     matched[prompt_numbers, queries] = 1
     weights = ABSENT_SCORE_WEIGHT + (1 - ABSENT_SCORE_WEIGHT) * present
-    # not the focal loss: what is half right is what counts here, two queries that both claim the same answer
+    # the focal loss would push little where two queries claim one answer, each at about 0.5; this has to be settled
     of_scores = binary_cross_entropy_with_logits(logits, matched, reduction="none")
     losses = {"score": (of_scores * weights[:, None]).sum() / max(1, len(queries))}
     if not one_to_many:
