@@ -71,14 +71,19 @@ def write_random_checkpoint(path: Path, architecture: Architecture, seed: int = 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build_network(architecture, torch.device("cpu"))
-        _initialise_text_encoder(network)
+        initialise_text_encoder(network, position_deviation=0.01)
     torch.save(checkpoint_contents(network, architecture), path)
 
 
-def _initialise_text_encoder(network: Sam3Image) -> None:
-    """The text encoder leaves these to whoever trains it: uninitialised memory, NaN at times."""
+def initialise_text_encoder(network: Sam3Image, *, position_deviation: float) -> None:
+    """Set what the package's text encoder leaves to whoever trains it: uninitialised memory, NaN at times.
+
+    Args:
+        network: to change in place.
+        position_deviation: standard deviation of the position embeddings.
+    """
     encoder = network.backbone.language_backbone.encoder
-    torch.nn.init.normal_(encoder.positional_embedding, std=0.01)
+    torch.nn.init.normal_(encoder.positional_embedding, std=position_deviation)
     torch.nn.init.normal_(encoder.text_projection, std=encoder.width**-0.5)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import colorsys
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,7 +105,7 @@ class Shape:
         """Whether both are of the same kind and colour."""
         return (self.kind, self.colour) == (other.kind, other.colour)
 
-    @property
+    @functools.cached_property
     def ring(self) -> Region:
         """The shape without its dot."""
         return Region(self.whole.coverage - self.dot.coverage) if self.dot else self.whole

@@ -288,7 +288,7 @@ def test_a_resumed_run_is_the_run(tmp_path):
     state_file = tmp_path / "state.pt"
     whole = finished(Training(PLAN, CPU, TINY), state_file)
     half = Training(PLAN, CPU, TINY)
-    half.plan = Plan(**{**PLAN.__dict__, "steps": 3})  # stops here; the schedule is still that of the whole plan
+    half.plan = dataclasses.replace(PLAN, steps=3)  # stops here; the schedule is still that of the whole plan
     finished(half, state_file)
     half.plan = PLAN
     half.save(state_file)
@@ -305,7 +305,7 @@ def test_a_resumed_run_is_the_run(tmp_path):
 def test_a_state_of_another_plan_is_refused(tmp_path):
     training = Training(PLAN, CPU, TINY)
     training.save(tmp_path / "state.pt")
-    other = Training(Plan(**{**PLAN.__dict__, "rate": 0.1}), CPU, TINY)
+    other = Training(dataclasses.replace(PLAN, rate=0.1), CPU, TINY)
     with pytest.raises(ValueError, match="another plan"):
         other.load(tmp_path / "state.pt")
 

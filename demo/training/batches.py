@@ -179,11 +179,15 @@ def _shrunk(coverage: np.ndarray, side: int) -> torch.Tensor:
     return torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(coverage)[None], side)[0]
 
 
+def _relative_corners(boxes: Sequence[Sequence[float]], scene: Scene) -> torch.Tensor:
+    """Boxes x1, y1, x2, y2 in pixels as the same in 0..1."""
+    height, width = scene.image.shape[:2]
+    return torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4) / torch.tensor([width, height, width, height])
+
+
 def _relative(boxes: Sequence[Sequence[float]], scene: Scene) -> torch.Tensor:
     """Boxes x1, y1, x2, y2 in pixels as centre, width and height in 0..1."""
-    height, width = scene.image.shape[:2]
-    corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4) / torch.tensor([width, height, width, height])
-    return torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], dim=1)
+    return box_convert(_relative_corners(boxes, scene), "xyxy", "cxcywh")
 
 
 class _Regions:
@@ -275,8 +279,7 @@ def _dense_targets(scenes: list[Scene], side: int) -> DenseTargets:
         most, shape_there = coverages.max(dim=0)
         kinds = torch.tensor([KINDS.index(shape.kind) for shape in scene.shapes])[shape_there]
         colours = torch.tensor([COLOURS.index(shape.colour) for shape in scene.shapes])[shape_there]
-        boxes = _relative([shape.whole.box for shape in scene.shapes], scene)
-        corners = box_convert(boxes, "cxcywh", "xyxy")
+        boxes = _relative_corners([shape.whole.box for shape in scene.shapes], scene)
         nowhere = most < 0.4
         maps.append(
             [
@@ -284,7 +287,7 @@ def _dense_targets(scenes: list[Scene], side: int) -> DenseTargets:
                 dots,
                 kinds.masked_fill(nowhere, NOTHING),
                 colours.masked_fill(nowhere, NOTHING),
-                corners[shape_there].permute(2, 0, 1),
+                boxes[shape_there].permute(2, 0, 1),
             ]
         )
     return DenseTargets(*(torch.stack(of_all) for of_all in zip(*maps, strict=True)))

@@ -14,6 +14,7 @@ import torch
 
 from sam3_engine.model import Sam3Image
 
+from ..random_weights import initialise_text_encoder
 from ..scenes import VOCABULARY
 from .batches import NO_PHRASE
 
@@ -34,7 +35,8 @@ def initialise(network: Sam3Image) -> None:
     _add_sine_table(vit)
     for number, block in enumerate(vit.blocks):
         _attend_to_neighbours(block.attn, _NEIGHBOURS[number % len(_NEIGHBOURS)])
-    _initialise_text_encoder(network)
+    _embed_vocabulary(network)
+    initialise_text_encoder(network, position_deviation=0.1)
     _spread_reference_boxes(network.transformer.decoder)
     tracker = network.inst_interactive_predictor.model
     _look_where_prompts_point(tracker.sam_mask_decoder)
@@ -108,13 +110,11 @@ def _attend_to_neighbours(
             biases[1, head, axis, :, 1] = -amplitudes * torch.sin(frequencies * distance)
 
 
-def _initialise_text_encoder(network: Sam3Image) -> None:
-    """The package leaves these to whoever trains: some as uninitialised memory."""
-    encoder = network.backbone.language_backbone.encoder
-    torch.nn.init.normal_(encoder.token_embedding.weight, std=0.5)
-    encoder.token_embedding.weight.mul_(used_tokens(network))
-    torch.nn.init.normal_(encoder.positional_embedding, std=0.1)
-    torch.nn.init.normal_(encoder.text_projection, std=encoder.width**-0.5)
+def _embed_vocabulary(network: Sam3Image) -> None:
+    """Words start far enough apart to be told from each other."""
+    embedding = network.backbone.language_backbone.encoder.token_embedding.weight
+    torch.nn.init.normal_(embedding, std=0.5)
+    embedding.mul_(used_tokens(network))
 
 
 def _spread_reference_boxes(decoder: Any, side: float = 0.25) -> None:
