@@ -2,13 +2,24 @@ PYTHON ?= python3.11
 VENV = .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: help demo test test-fast lint format bench clean
+.PHONY: help demo pictures test test-fast lint format bench clean
 
 help:            ## this list
-	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s%s\n", $$1, $$2}' Makefile
 
-demo: $(VENV)/ready  ## segment a photograph with every kind of prompt; pictures in demo/output
+# the demo's options as make's, if they are given to make: make demo IMAGE=photograph.jpg TEXT="yellow bus" WEIGHTS=sam3.pt
+# (the quotes keep a value as it was typed)
+DEMO_OPTIONS = $(foreach option,IMAGE TEXT POINT LABEL BOX MULTIMASK THRESHOLD CUDA WEIGHTS,\
+	$(if $(filter command line,$(origin $(option))),\
+	'--$(shell echo $(option) | tr A-Z a-z)=$(subst ','\'',$(value $(option)))'))
+
+demo: $(VENV)/ready  ## segment a drawn scene by every kind of prompt, or IMAGE= by TEXT=, POINT=, BOX=; pictures in demo/output
+	$(RUN) -m demo $(DEMO_OPTIONS)
+
+pictures: $(VENV)/ready  ## the README's pictures
 	$(RUN) -m demo
+	mkdir -p images
+	cp demo/output/all.png images/demo.png
 
 test: $(VENV)/ready  ## all tests
 	$(RUN) -m pytest
@@ -29,7 +40,7 @@ bench: $(VENV)/ready  ## loading, encoding and prompting against direct use of s
 	$(RUN) -m benchmarks
 
 clean:           ## remove what the other targets made
-	rm -rf $(VENV) .cache demo/output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .cache/sam3_random.pt demo/output .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # the way Ikomia's installer does it, then the tools for developers
 $(VENV)/ready: build_requirements.txt requirements.txt requirements-dev.txt

@@ -1,133 +1,277 @@
-"""Segment a photograph with every kind of prompt, through a real Ikomia workflow.
+"""Segment a picture through a real Ikomia workflow.
 
-    python -m demo                                          # a network of random weights: real work, meaningless masks
-    python -m demo --weights sam3.pt --image photograph.jpg
+    make demo                                                  # a drawn scene, every kind of prompt
+    make demo IMAGE=photograph.jpg TEXT=shoe WEIGHTS=sam3.pt   # a picture, a prompt and weights of your own
 
-Writes an overlay for each prompt, and one sheet with them all, to demo/output.
+Prints a table, and writes an overlay for each prompt and one sheet with them all to demo/output.
 """
 
 from __future__ import annotations
 
 import argparse
+import filecmp
 import logging
-import tempfile
+import os
+import re
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ikomia  # noqa: F401 - puts the cv2 that it ships on the path
-
-# isort: split
-import cv2
 import numpy as np
-from ikomia.dataprocess.registry import ik_registry
-from ikomia.dataprocess.workflow import Workflow
-from sklearn.datasets import load_sample_image
+import PIL.Image
 
-from .random_weights import FULL_SIZE_FILE, full_size_checkpoint
+from sam3_engine.prompts import GeometricPrompt, quote
+from sam3_engine.settings import Settings
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-PLUGIN = "infer_segment_anything_3"
+from . import pictures
+from .plugin import Plugin, masks_of
+from .scenes import COLOURS, KINDS, Region, Scene, draw_scene, iou, plural
+
 OUTPUT = Path(__file__).resolve().parent / "output"
-SHEET_COLUMNS = 3
+SHAPES_NETWORK = Path(__file__).resolve().parent / "sam3_shapes.pt"
+GATED_WEIGHTS = "facebook/sam3"
+SCENE_SEED, SCENE_SIZE = 1551, (480, 360)  # large shapes of several kinds and colours, some with dots
+SHEET_COLUMNS, SHEET_CELL = 4, (480, 960)  # the most width and height
 
-# boxes and points as fractions of width and height, since the picture may be of any size
-PROMPTS: dict[str, dict[str, Any]] = {
-    "text": {"input_text": "building", "confidence_threshold": "0.2"},
-    "point": {"input_point": [[0.45, 0.55]]},
-    "point, best of three": {"input_point": [[0.45, 0.55]], "multimask_output": "True"},
-    "two points": {"input_point": [[0.45, 0.55], [0.1, 0.1]], "input_point_label": [1, 0]},
-    "box": {"input_box": [[0.2, 0.3, 0.7, 0.9]]},
-    "three boxes": {"input_box": [[0.05, 0.1, 0.95, 0.95], [0.2, 0.3, 0.7, 0.9], [0.6, 0.5, 0.9, 0.8]]},
-    "box and background point": {
-        "input_box": [[0.2, 0.3, 0.7, 0.9]],
-        "input_point": [[0.25, 0.35]],
-        "input_point_label": [0],
-    },
+SHAPES_NOTICE = f"""\
+Weights: the small network of this repository, trained on drawn scenes. It knows only coloured shapes:
+{", ".join(plural(kind) for kind in KINDS)}, in {", ".join(COLOURS)}, and white or black dots on them.
+"""
+PHOTOGRAPH_NOTICE = f"""\
+On any other picture, a photograph say, ITS MASKS MEAN NOTHING. Use SAM 3's own weights there: WEIGHTS=sam3.pt, a
+file, or WEIGHTS={GATED_WEIGHTS}, which downloads them once you have access (see the README). Without make: --weights.
+"""
+
+# options of the command line, the plugin's parameters that they set, and what these hold
+PROMPT_OPTIONS = {
+    "text": ("input_text", "a noun phrase"),
+    "point": ("input_point", "[[x, y], ...] in pixels"),
+    "label": ("input_point_label", "[1, 0, ...], for each point: 1 foreground, 0 background"),
+    "box": ("input_box", "[[x1, y1, x2, y2], ...] in pixels"),
+    "multimask": ("multimask_output", "True: three candidates for each object"),
 }
-NO_PROMPT = {"input_text": "", "input_box": "", "input_point": "", "input_point_label": "", "multimask_output": "False"}
+OTHER_OPTIONS = {
+    "threshold": ("confidence_threshold", "instances of a text that score above it are kept; 0.5 by default"),
+    "cuda": ("cuda", "False: run on the CPU even if there is a GPU"),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the plugin is asked.
+
+    Attributes:
+        title: says it in the table and in the pictures.
+        parameters: values of the plugin's parameters.
+        truth: the regions that are right answers, if they are known.
+    """
+
+    title: str
+    parameters: dict[str, Any]
+    truth: tuple[Region, ...] = ()
+
+    @property
+    def settings(self) -> Settings:
+        """The parameters, checked."""
+        return Settings().updated({name: str(value) for name, value in self.parameters.items()})
+
+    @property
+    def gives_candidates(self) -> bool:
+        """Whether one of the masks for an object is to be chosen, rather than all taken."""
+        settings = self.settings
+        return settings.multimask_output and isinstance(settings.prompt(), GeometricPrompt)
+
+
+@dataclass(frozen=True)
+class Found:
+    """One mask output of the plugin.
+
+    Attributes:
+        output: ``CSemanticSegmentationIO``.
+        colours: RGB, 0..255, of each object.
+        scores: of each object.
+    """
+
+    output: Any
+    colours: list[Sequence[int]]
+    scores: list[float]
 
 
 def main() -> None:
     """Run the demo as the command line asks for it."""
-    parser = argparse.ArgumentParser(prog="python -m demo", description="Segment a photograph by every kind of prompt.")
-    parser.add_argument("--image", type=Path, help="a photograph; by default one that scikit-learn ships")
-    parser.add_argument("--weights", type=Path, help="a SAM 3 checkpoint; by default one of random weights is made")
-    arguments = parser.parse_args()
+    parser = argparse.ArgumentParser(prog="python -m demo", description="Segment a picture through the plugin.")
+    parser.add_argument("--image", metavar="FILE", help="a picture; by default a drawn scene of 480x360 pixels")
+    for option, (parameter, meaning) in {**PROMPT_OPTIONS, **OTHER_OPTIONS}.items():
+        parser.add_argument(f"--{option}", metavar="VALUE", help=f"the plugin's {parameter}: {meaning}")
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help=f"of a network, or {GATED_WEIGHTS} for SAM 3's own; by default this repository's small network",
+    )
+    given = {option: value for option, value in vars(parser.parse_args()).items() if value and value.strip()}
+    if (given.keys() & {"image", *PROMPT_OPTIONS}) and not given.keys() & {"text", "point", "box"}:
+        parser.error("say what to segment: TEXT=, POINT= or BOX= with make; else --text, --point or --box")
 
-    image = _read(arguments.image) if arguments.image else load_sample_image("china.jpg")
-    if not arguments.weights:
-        print(
-            "These are RANDOM WEIGHTS in a network of SAM 3's size: the masks mean nothing, all else is as it will be."
+    weights = os.path.expanduser(given.get("weights", SHAPES_NETWORK))
+    if os.path.isfile(weights) and filecmp.cmp(weights, SHAPES_NETWORK, shallow=False):
+        print(SHAPES_NOTICE + (PHOTOGRAPH_NOTICE if "image" in given else ""))
+    scene = draw_scene(np.random.default_rng(SCENE_SEED), *SCENE_SIZE)
+    image = _read(given["image"]) if "image" in given else scene.image
+    try:
+        typed = {option: given[option] for option in PROMPT_OPTIONS if option in given}
+        requests = [_typed_request(typed)] if typed else requests_about(scene)
+        plugin = Plugin(
+            model_weight_file="" if weights == GATED_WEIGHTS else weights,
+            **{parameter: given[option] for option, (parameter, _) in OTHER_OPTIONS.items() if option in given},
         )
-        if not FULL_SIZE_FILE.exists():
-            print("Making them (once, a minute, 3.45 GB in .cache).")
-    run_prompts(image, arguments.weights or full_size_checkpoint())
+        show(plugin, image, requests)
+    except (ValueError, RuntimeError) as error:
+        raise SystemExit(f"{error}") from error
 
 
-def run_prompts(image: np.ndarray, weights: Path) -> None:
-    """Segment ``image`` (H, W, 3 uint8 RGB) by each prompt; print a table and write the pictures."""
+def _read(file: str) -> np.ndarray:
+    try:
+        return pictures.read(Path(os.path.expanduser(file)))
+    except FileNotFoundError as error:
+        raise SystemExit(f"image = {quote(file)}: there is no such file; expected a picture.") from error
+    except (OSError, PIL.Image.DecompressionBombError) as error:
+        raise SystemExit(f"image = {quote(file)}: {error}; expected a picture.") from error
+
+
+def _typed_request(typed: dict[str, str]) -> Request:
+    title = ", ".join(f"{option} {value}" for option, value in typed.items())
+    return Request(title, {PROMPT_OPTIONS[option][0]: value for option, value in typed.items()})
+
+
+def requests_about(scene: Scene) -> list[Request]:
+    """Every kind of prompt, about what is in a scene with dots and at least three shapes."""
+    by_size = sorted(scene.shapes, key=lambda shape: -np.count_nonzero(shape.whole.mask))
+    dotted = next(shape for shape in by_size if shape.dot)
+    assert dotted.dot is not None
+    on_dot, on_ring = _middle(dotted.dot), _middle(dotted.ring)
+    absent = next(
+        phrase for phrase in (f"{colour} {kind}" for colour in COLOURS for kind in KINDS) if not scene.instances(phrase)
+    )
+    box, largest = _box(dotted.whole), by_size[:3]
+    return [
+        Request("text 'star'", {"input_text": "star"}, tuple(scene.instances("star"))),
+        Request("text 'red circle'", {"input_text": "red circle"}, tuple(scene.instances("red circle"))),
+        Request(f"text '{absent}', which is not there", {"input_text": absent}),
+        Request("point on a dot", {"input_point": [on_dot]}, (dotted.dot,)),
+        Request(
+            "point, three candidates",
+            {"input_point": [on_dot], "multimask_output": True},
+            (dotted.dot, dotted.whole),
+        ),
+        Request(
+            "point, background point",
+            {"input_point": [on_ring, on_dot], "input_point_label": [1, 0]},
+            (dotted.ring,),
+        ),
+        Request("box", {"input_box": [box]}, (dotted.whole,)),
+        Request(
+            "three boxes",
+            {"input_box": [_box(shape.whole) for shape in largest]},
+            tuple(shape.whole for shape in largest),
+        ),
+        Request(
+            "box, background point",
+            {"input_box": [box], "input_point": [on_dot], "input_point_label": [0]},
+            (dotted.ring,),
+        ),
+    ]
+
+
+def _middle(region: Region) -> list[int]:
+    """x and y of the pixel of a region that is farthest from its edge."""
+    distance = pictures.distance_to_edge(region.mask)
+    row, column = np.unravel_index(distance.argmax(), distance.shape)
+    return [int(column), int(row)]
+
+
+def _box(region: Region) -> list[int]:
+    return [round(coordinate) for coordinate in region.box]
+
+
+def show(plugin: Plugin, image: np.ndarray, requests: list[Request]) -> None:
+    """Segment an image, (H, W, 3) uint8 RGB, as each request asks; print a table and write the pictures.
+
+    Raises:
+        ValueError, RuntimeError: the plugin's own error.
+    """
     logging.getLogger("ikomia").setLevel(logging.WARNING)  # else a line for each run comes between those of the table
-    workflow, algorithm = plugin_workflow()
-    workflow.set_parameters({"model_weight_file": str(weights)}, task_obj=algorithm)
-    OUTPUT.mkdir(exist_ok=True)
-    print(f"{'prompt':<26}{'masks':>6}{'seconds':>9}  description of the first mask")
-    pictures = []
-    for kind, prompt in PROMPTS.items():
-        workflow.set_parameters({**NO_PROMPT, **_in_pixels(prompt, image)}, task_obj=algorithm)
+    logging.getLogger("sam3_engine").setLevel(logging.ERROR)  # the plugin has its own, which warns already
+    print("Loading the network ...", flush=True)
+    start = time.perf_counter()
+    plugin.load()
+    print(f"... took {time.perf_counter() - start:.1f} s\n", flush=True)
+
+    width = max(len(request.title) for request in requests)
+    print(f"{'prompt':<{width}}  masks      ms   IoU  scores", flush=True)
+    cells = [pictures.captioned(pictures.scaled_to_fit(image, *SHEET_CELL), "the picture")]
+    files = {}
+    for request in requests:
         start = time.perf_counter()
-        workflow.run_on(array=image)
-        seconds = time.perf_counter() - start
-        masks = algorithm.get_outputs()[1:]
-        print(f"{kind:<26}{len(masks):>6}{seconds:>9.1f}  {masks[0].description[:60]}")
-        pictures.append(_captioned(algorithm.get_output(0).get_image_with_mask(masks[0]), kind))
-        _write(OUTPUT / f"{kind.replace(',', '').replace(' ', '_')}.png", pictures[-1])
-    _write(OUTPUT / "all.png", _sheet(pictures))
-    print(f"Pictures are in {OUTPUT}")
+        outputs = [_found(output) for output in plugin.segment(image, **request.parameters)]
+        milliseconds = 1000 * (time.perf_counter() - start)
+        scores = [score for found in outputs for score in found.scores]
+        agreement = f"{_agreement(outputs, request):.2f}" if request.truth else ""
+        numbers = f"{len(scores):>5}{milliseconds:>8.0f}{agreement:>6}"
+        print(f"{request.title:<{width}}  {numbers}  {_listed(scores)}", flush=True)
+        overlays = _overlays(image, request, outputs)
+        name = re.sub(r"\W+", "_", request.title).strip("_")[:60]
+        files[name] = np.hstack([pictures.captioned(*overlay) for overlay in overlays])
+        cells += [
+            pictures.captioned(pictures.scaled_to_fit(picture, *SHEET_CELL), *text) for picture, *text in overlays
+        ]
+    print("\nms: of a whole run of the workflow; the first one does what is done once.")
+    if any(request.truth for request in requests):
+        print("IoU: the area that a mask shares with the shape that was drawn, over the area of both; 1 is the same.")
+        print("     The mean over the masks, where a wrong or missing one is 0; of three candidates the best count.")
+    files["all"] = pictures.sheet(cells, min(SHEET_COLUMNS, len(cells)))
+    OUTPUT.mkdir(exist_ok=True)
+    for name, picture in files.items():
+        pictures.write(OUTPUT / f"{name}.png", picture)
+    print(f"\nPictures are in {OUTPUT}; all.png has them all.")
 
 
-def plugin_workflow() -> tuple[Workflow, Any]:
-    """A workflow with this checkout of the plugin as its only task, and the task."""
-    plugins = Path(tempfile.mkdtemp(prefix="ikomia_plugins_"))
-    (plugins / "Python").mkdir()
-    (plugins / "Python" / PLUGIN).symlink_to(REPOSITORY, target_is_directory=True)
-    ik_registry.set_plugins_directory(f"{plugins}/")
-    workflow = Workflow()
-    return workflow, workflow.add_task(name=PLUGIN, auto_connect=True)
+def _found(output: Any) -> Found:
+    count = len(output.get_class_names()) - 1
+    scores = re.findall(r"\d\.\d{3}", output.description.rpartition("score")[2])
+    return Found(output, output.get_colors()[1:], [float(score) for score in scores[:count]])
 
 
-def _in_pixels(prompt: dict[str, Any], image: np.ndarray) -> dict[str, Any]:
+def _listed(scores: Sequence[float]) -> str:
+    return " ".join(f"{score:.3f}" for score in scores) or "nothing found"
+
+
+def _agreement(outputs: Sequence[Found], request: Request) -> float:
+    """IoU of each true region with the mask that is most like it; the mean over regions, or over masks if more."""
+    ious = np.array(
+        [[iou(mask, region.mask) for region in request.truth] for found in outputs for mask in masks_of(found.output)]
+    )
+    if not ious.size:
+        return 0.0
+    return float(ious.max(axis=0).sum() / (len(request.truth) if request.gives_candidates else max(ious.shape)))
+
+
+def _overlays(image: np.ndarray, request: Request, outputs: Sequence[Found]) -> list[tuple[np.ndarray, str, str]]:
+    """A picture of the masks, its title and their scores; for candidates a picture of each."""
     height, width = image.shape[:2]
-    scaled = dict(prompt)
-    for name in ("input_box", "input_point"):
-        if name in prompt:
-            rows = np.array(prompt[name])
-            scaled[name] = np.rint(rows * np.resize([width, height], rows.shape[1])).astype(int).tolist()
-    return scaled
-
-
-def _captioned(picture: np.ndarray, caption: str) -> np.ndarray:
-    band = np.full((32, picture.shape[1], 3), 255, np.uint8)
-    cv2.putText(band, caption, (8, 22), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (0, 0, 0), 1, cv2.LINE_AA)
-    return np.vstack([band, picture])
-
-
-def _sheet(pictures: list[np.ndarray]) -> np.ndarray:
-    missing = -len(pictures) % SHEET_COLUMNS
-    cells = [*pictures, *[np.full_like(pictures[0], 255)] * missing]
-    rows = [np.hstack(cells[start : start + SHEET_COLUMNS]) for start in range(0, len(cells), SHEET_COLUMNS)]
-    return np.vstack(rows)
-
-
-def _read(path: Path) -> np.ndarray:
-    image = cv2.imread(str(path))
-    if image is None:
-        raise SystemExit(f"{path} cannot be read as an image.")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
-def _write(path: Path, picture: np.ndarray) -> None:
-    cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    prompt = request.settings.prompt()
+    overlays = []
+    for shown in [[output] for output in outputs] if request.gives_candidates else [outputs]:
+        picture = image.copy()
+        for found in shown:
+            for mask, colour in zip(masks_of(found.output), found.colours, strict=True):
+                pictures.tint(picture, mask, colour)
+        if isinstance(prompt, GeometricPrompt):
+            inside = prompt.clipped(width, height)
+            pictures.draw_prompt(picture, inside.boxes, inside.points, inside.point_labels)
+        overlays.append((picture, request.title, _listed([score for found in shown for score in found.scores])))
+    return overlays
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How good a network is at drawn scenes that it was not trained on.
 
-    python -m demo.evaluate demo/sam3_shapes.pt    # about ten minutes
+    python -m demo.evaluate demo/sam3_shapes.pt    # a quarter of an hour on two cores
 
 Prints Markdown tables. All prompts go through the plugin in an Ikomia workflow, except exemplar boxes, which the plugin
 does not have: these go through the sam3 package's own processor.
@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from sam3_engine.model import shared_model
+from sam3_engine.model import load_model
 from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import GeometricPrompt, Prompt, TextPrompt
-from sam3_engine.runtime import choose_device, importing_sam3
+from sam3_engine.runtime import choose_device, choose_precision, importing_sam3
 
 from .pillow_scenes import draw_with_pillow
 from .plugin import Plugin, masks_of
@@ -145,7 +145,7 @@ class Examinee:
 
     def __init__(self, weights: Path, *, cuda: bool = False) -> None:
         self._plugin = Plugin(model_weight_file=weights, cuda=cuda)
-        self._model = shared_model(weights, choose_device(cuda))
+        self._model = load_model(weights, choose_device(cuda))
         resolution = self._model.network.inst_interactive_predictor.model.image_size
         with self._model.running():
             self._processor = Sam3Processor(self._model.network, resolution=resolution, device=self._model.device)
@@ -155,7 +155,7 @@ class Examinee:
     def find(self, image: np.ndarray, phrase: str) -> list[Mask]:
         """The instances of a phrase."""
         (output,) = self._plugin.segment(image, input_text=phrase)
-        return masks_of(output)
+        return list(masks_of(output))
 
     def outline(self, image: np.ndarray, question: OutlineQuestion, *, multimask: bool) -> list[Mask]:
         """One mask for a point or box prompt, or three."""
@@ -235,7 +235,7 @@ def milliseconds(weights: Path) -> dict[str, float]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        predictor = Predictor(shared_model(weights, torch.device("cpu")))
+        predictor = Predictor(load_model(weights, torch.device("cpu")))
         image = draw_scene(np.random.default_rng(HELD_OUT_SEED)).image
         embedding = predictor.encode_image(image)
 
@@ -284,7 +284,7 @@ def main() -> None:
         random = np.random.default_rng(arguments.seed)
         scenes = _with_progress(drawn(arguments.scenes, random), arguments.scenes)
         print(f"### {title}\n\n{evaluate(examinee, scenes, random)}\n", flush=True)
-    precision = str(shared_model(arguments.weights, torch.device("cpu")).precision).removeprefix("torch.")
+    precision = str(choose_precision(torch.device("cpu"))).removeprefix("torch.")
     machine = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
     print(f"### Time on one CPU core\n\n{machine}, {precision}, torch {torch.__version__}\n\n| step | ms |\n|---|---|")
     for step, median in milliseconds(arguments.weights).items():

@@ -5,35 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import ikomia  # noqa: F401 - puts the cv2 that it ships on the path
+
+# isort: split
 import cv2
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
-CAPTION_HEIGHT = 28
-FOREGROUND, BACKGROUND, BOX = (60, 200, 60), (230, 40, 40), (20, 20, 20)
+from sam3_engine.images import as_rgb8, pixels_of
+
+CAPTION_HEIGHT, CAPTION_MARGIN = 28, 6
+CAPTION_FONT = (cv2.FONT_HERSHEY_SIMPLEX, 0.5)
+FOREGROUND_COLOUR, BACKGROUND_COLOUR, BOX_COLOUR = (60, 200, 60), (230, 40, 40), (20, 20, 20)
 
 Colour = Sequence[int]  # RGB, 0..255
 
 
-def overlay(image: np.ndarray, masks: Sequence[tuple[np.ndarray, Colour]]) -> np.ndarray:
-    """``image`` with each mask tinted in its colour and outlined.
-
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        masks: (H, W) bool and the colour; later ones are on top.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
-    """
-    picture = image.copy()
-    pen = _pen(image)
-    for mask, colour in masks:
-        picture[mask] = np.rint(0.45 * picture[mask] + 0.55 * np.array(colour)).astype(np.uint8)
-        outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(picture, outlines, -1, (255, 255, 255), 3 * pen, cv2.LINE_AA)
-        cv2.drawContours(picture, outlines, -1, tuple(int(channel * 0.6) for channel in colour), pen, cv2.LINE_AA)
-    return picture
+def tint(picture: np.ndarray, mask: np.ndarray, colour: Colour) -> None:
+    """Tint a mask (H, W) bool of a picture (H, W, 3) uint8 RGB in a colour and outline it, in place."""
+    pen = _pen(picture)
+    picture[mask] = np.rint(0.45 * picture[mask] + 0.55 * np.array(colour)).astype(np.uint8)
+    outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(picture, outlines, -1, (255, 255, 255), 3 * pen, cv2.LINE_AA)
+    cv2.drawContours(picture, outlines, -1, tuple(int(channel * 0.6) for channel in colour), pen, cv2.LINE_AA)
 
 
 def draw_prompt(
@@ -42,15 +37,16 @@ def draw_prompt(
     points: Sequence[Sequence[float]] = (),
     labels: Sequence[int] = (),
 ) -> None:
-    """Draw boxes x1, y1, x2, y2 and points x, y with labels (green 1, red 0; all 1 if none), in pixels, in place."""
+    """Draw boxes x1, y1, x2, y2 and points x, y with their labels (green 1, red 0), in pixels, in place."""
     pen = _pen(picture)
     for x1, y1, x2, y2 in boxes:
         corners = (round(x1), round(y1)), (round(x2), round(y2))
         cv2.rectangle(picture, *corners, (255, 255, 255), 4 * pen, cv2.LINE_AA)
-        cv2.rectangle(picture, *corners, BOX, 2 * pen, cv2.LINE_AA)
-    for (x, y), label in zip(points, labels or [1] * len(points), strict=True):
+        cv2.rectangle(picture, *corners, BOX_COLOUR, 2 * pen, cv2.LINE_AA)
+    for (x, y), label in zip(points, labels, strict=True):
         cv2.circle(picture, (round(x), round(y)), 7 * pen, (255, 255, 255), -1, cv2.LINE_AA)
-        cv2.circle(picture, (round(x), round(y)), 5 * pen, FOREGROUND if label else BACKGROUND, -1, cv2.LINE_AA)
+        colour = FOREGROUND_COLOUR if label else BACKGROUND_COLOUR
+        cv2.circle(picture, (round(x), round(y)), 5 * pen, colour, -1, cv2.LINE_AA)
 
 
 def _pen(picture: np.ndarray) -> int:
@@ -58,11 +54,21 @@ def _pen(picture: np.ndarray) -> int:
     return max(1, round(min(picture.shape[:2]) / 500))
 
 
-def captioned(picture: np.ndarray, caption: str) -> np.ndarray:
-    """The picture with a line of text above."""
+def captioned(picture: np.ndarray, title: str, scores: str = "") -> np.ndarray:
+    """The picture with a line of text above; of what does not fit, the end of the title is left out first."""
     band = np.full((CAPTION_HEIGHT, picture.shape[1], 3), 255, np.uint8)
-    cv2.putText(band, caption, (6, 19), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+    words = title.split(" ")
+    ending = f": {scores}" if scores else ""
+    line = title + ending
+    while _text_width(line) > picture.shape[1] - 2 * CAPTION_MARGIN and words:
+        words.pop()
+        line = " ".join([*words, "..."]) + ending
+    cv2.putText(band, line, (CAPTION_MARGIN, 19), *CAPTION_FONT, (0, 0, 0), 1, cv2.LINE_AA)
     return np.vstack([band, picture])
+
+
+def _text_width(text: str) -> int:
+    return cv2.getTextSize(text, *CAPTION_FONT, 1)[0][0]
 
 
 def sheet(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
@@ -72,14 +78,15 @@ def sheet(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
     return np.vstack([np.hstack(framed[start : start + columns]) for start in range(0, len(framed), columns)])
 
 
-def scaled_to_width(picture: np.ndarray, width: int) -> np.ndarray:
-    """The picture in another size, its aspect ratio kept."""
-    height = max(1, round(picture.shape[0] * width / picture.shape[1]))
-    return np.array(PIL.Image.fromarray(picture).resize((width, height)))
+def scaled_to_fit(picture: np.ndarray, width: int, height: int) -> np.ndarray:
+    """The picture as large as it can be in ``width`` and ``height`` pixels, its aspect ratio kept."""
+    factor = min(width / picture.shape[1], height / picture.shape[0])
+    size = [max(1, round(side * factor)) for side in (picture.shape[1], picture.shape[0])]
+    return np.array(PIL.Image.fromarray(picture).resize(size))
 
 
-def depth(mask: np.ndarray) -> np.ndarray:
-    """(H, W) float32, for each pixel of a mask (H, W) bool how far it is from the next pixel outside."""
+def distance_to_edge(mask: np.ndarray) -> np.ndarray:
+    """(H, W) float32, for each pixel of a mask (H, W) bool how far it is from the next one outside, in pixels."""
     return cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
 
 
@@ -90,7 +97,7 @@ def read(path: Path) -> np.ndarray:
         OSError: there is no such file, or it is no image.
     """
     with PIL.Image.open(path) as image:
-        return np.array(PIL.ImageOps.exif_transpose(image).convert("RGB"))
+        return as_rgb8(pixels_of(PIL.ImageOps.exif_transpose(image)))
 
 
 def write(path: Path, picture: np.ndarray) -> None:

@@ -70,10 +70,10 @@ class Plugin:
             self._workflow.set_parameters(parameters, task_obj=self.algorithm)
 
 
-def masks_of(output: Any) -> list[np.ndarray]:
-    """The masks (H, W) bool of a mask output, one for each object that it numbers."""
+def masks_of(output: Any) -> Iterator[np.ndarray]:
+    """The masks (H, W) bool of a mask output, one after the other, for each object that it numbers."""
     numbers = output.get_mask()
-    return [numbers == number for number in range(1, len(output.get_class_names()))]
+    return (numbers == number for number in range(1, len(output.get_class_names())))
 
 
 @functools.cache
