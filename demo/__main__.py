@@ -26,7 +26,7 @@ from sam3_engine.prompts import GeometricPrompt, quote
 from sam3_engine.settings import Settings
 
 from . import pictures
-from .plugin import Plugin, masks_of
+from .plugin import Plugin, log_levels, masks_of
 from .scenes import COLOURS, KINDS, Region, Scene, draw_scene, iou, plural
 
 OUTPUT = Path(__file__).resolve().parent / "output"
@@ -126,7 +126,9 @@ def main() -> None:
             model_weight_file="" if weights == GATED_WEIGHTS else weights,
             **{parameter: given[option] for option, (parameter, _) in OTHER_OPTIONS.items() if option in given},
         )
-        show(plugin, image, requests)
+        # Ikomia logs a line for each run; the plugin has an engine of its own, which warns already
+        with log_levels(ikomia=logging.WARNING, sam3_engine=logging.ERROR):
+            show(plugin, image, requests)
     except (ValueError, RuntimeError) as error:
         raise SystemExit(f"{error}") from error
 
@@ -201,8 +203,6 @@ def show(plugin: Plugin, image: np.ndarray, requests: list[Request]) -> None:
     Raises:
         ValueError, RuntimeError: the plugin's own error.
     """
-    logging.getLogger("ikomia").setLevel(logging.WARNING)  # else a line for each run comes between those of the table
-    logging.getLogger("sam3_engine").setLevel(logging.ERROR)  # the plugin has its own, which warns already
     print("Loading the network ...", flush=True)
     start = time.perf_counter()
     plugin.load()

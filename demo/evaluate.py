@@ -27,7 +27,7 @@ from sam3_engine.prompts import GeometricPrompt, Prompt, TextPrompt
 from sam3_engine.runtime import choose_device, choose_precision, importing_sam3
 
 from .pillow_scenes import draw_with_pillow
-from .plugin import Plugin, masks_of
+from .plugin import Plugin, log_levels, masks_of
 from .questions import (
     EXEMPLAR_KINDS,
     OUTLINE_KINDS,
@@ -278,12 +278,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.weights.is_file():
         parser.error(f"there is no file {arguments.weights}")
-    logging.getLogger("ikomia").setLevel(logging.WARNING)  # else a line for each run
-    examinee = Examinee(arguments.weights, cuda=arguments.cuda)
-    for title, drawn in (("Scenes held out", held_out_scenes), ("Scenes of another renderer", pillow_scenes)):
-        random = np.random.default_rng(arguments.seed)
-        scenes = _with_progress(drawn(arguments.scenes, random), arguments.scenes)
-        print(f"### {title}\n\n{evaluate(examinee, scenes, random)}\n", flush=True)
+    with log_levels(ikomia=logging.WARNING):  # else a line for each run
+        examinee = Examinee(arguments.weights, cuda=arguments.cuda)
+        for title, drawn in (("Scenes held out", held_out_scenes), ("Scenes of another renderer", pillow_scenes)):
+            random = np.random.default_rng(arguments.seed)
+            scenes = _with_progress(drawn(arguments.scenes, random), arguments.scenes)
+            print(f"### {title}\n\n{evaluate(examinee, scenes, random)}\n", flush=True)
     precision = str(choose_precision(torch.device("cpu"))).removeprefix("torch.")
     machine = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
     print(f"### Time on one CPU core\n\n{machine}, {precision}, torch {torch.__version__}\n\n| step | ms |\n|---|---|")

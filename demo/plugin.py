@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import re
 import sys
 import tempfile
@@ -96,6 +97,19 @@ def register_checkout() -> tempfile.TemporaryDirectory[str]:
         link.symlink_to(REPOSITORY, target_is_directory=True)
     ik_registry.set_plugins_directory(f"{folder}/")
     return plugins
+
+
+@contextlib.contextmanager
+def log_levels(**levels: int) -> Iterator[None]:
+    """Give loggers, by name, other levels for a while."""
+    before = {name: logging.getLogger(name).level for name in levels}
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """What `make demo` does, as a newcomer sees it."""
 
+import logging
 import os
 import re
 import shlex
@@ -85,6 +86,15 @@ def test_own_picture_and_prompt_with_a_plain_word_on_what_the_network_knows(run,
     assert any("MASKS MEAN NOTHING" in line for line in lines)
     assert table(lines)["point [[300, 200]], multimask True"]["masks"] == "3"
     assert size_of(output / "point_300_200_multimask_True.png")[0] == 3 * photograph.shape[1]
+
+
+def test_loggers_keep_their_levels(run):
+    def levels():
+        return [logging.getLogger(name).level for name in ("ikomia", "sam3_engine")]
+
+    before = levels()
+    run("--text", "star")
+    assert levels() == before
 
 
 def test_other_weights_need_no_such_word(run, small_checkpoint):
