@@ -1,6 +1,6 @@
 """Train the shapes network, from nothing, on drawn scenes.
 
-    python -m demo.train demo/sam3_shapes.pt            # two CPU cores: two and a half to three hours
+    python -m demo.train demo/sam3_shapes.pt            # two CPU cores: about two and a half hours
     python -m demo.train demo/sam3_shapes.pt --cuda
 
 The state is saved to .cache every few minutes, the log beside it; the same command goes on from there.

@@ -28,7 +28,8 @@ ABSENT_SCORE_WEIGHT = 0.3  # the presence token has learned already that the phr
 
 def prepare(network: Sam3Image) -> None:
     """Set what makes a network that predicts return what training needs: see :func:`detector_losses`."""
-    network.use_act_checkpoint_seg_head = False  # saves memory that nobody lacks, and costs time
+    network.use_act_checkpoint_seg_head = False  # saves memory that nobody lacks, and costs a second forward pass
+    network.segmentation_head.act_ckpt = False
     network.o2m_mask_predict = False
     network.back_convert = lambda targets: targets
     network._compute_matching = lambda outputs, targets: None  # the package's needs its training code; ours is below

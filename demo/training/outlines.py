@@ -24,32 +24,35 @@ def outline_losses(network: Sam3Image, features: Mapping[str, Any], batch: Batch
         features: of the batch's images, by the image encoder.
         batch: with prompts.
     """
+    tracker = network.inst_interactive_predictor.model
+    fine, middle, coarse = features["sam2_backbone_out"]["backbone_fpn"]
+    decoder = tracker.sam_mask_decoder
+    pyramid = decoder.conv_s0(fine), decoder.conv_s1(middle), coarse + tracker.no_mem_embed.reshape(1, -1, 1, 1)
     losses: Losses = {}
     for prompts in batch.outlines:
-        logits, ious = _predict(network, features["sam2_backbone_out"]["backbone_fpn"], prompts)
+        logits, ious = _predict(tracker, pyramid, prompts)
         for name, loss in _losses(logits.float(), ious.float(), prompts, batch).items():
             losses[name] = losses.get(name, torch.zeros_like(loss)) + loss
     return losses
 
 
 def _predict(
-    network: Sam3Image, pyramid: list[torch.Tensor], prompts: OutlinePrompts
+    tracker: Any, pyramid: tuple[torch.Tensor, torch.Tensor, torch.Tensor], prompts: OutlinePrompts
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mask logits (N, 4, side, side) and IoU estimates (N, 4): the single mask's token, then the multimask ones.
 
     What the package's predictor does, for a batch of images and with gradients.
     """
-    tracker = network.inst_interactive_predictor.model
-    decoder, encoder, scenes = tracker.sam_mask_decoder, tracker.sam_prompt_encoder, prompts.scenes
-    tokens = pyramid[2] + tracker.no_mem_embed.reshape(1, -1, 1, 1)
+    encoder = tracker.sam_prompt_encoder
+    fine, middle, tokens = (level[prompts.scenes] for level in pyramid)
     sparse, dense = encoder(points=(prompts.points * tracker.image_size, prompts.labels), boxes=None, masks=None)
-    logits, ious, *_ = decoder.predict_masks(
-        image_embeddings=tokens[scenes],
+    logits, ious, *_ = tracker.sam_mask_decoder.predict_masks(
+        image_embeddings=tokens,
         image_pe=encoder.get_dense_pe(),
         sparse_prompt_embeddings=sparse,
         dense_prompt_embeddings=dense,
         repeat_image=False,
-        high_res_features=[decoder.conv_s0(pyramid[0])[scenes], decoder.conv_s1(pyramid[1])[scenes]],
+        high_res_features=[fine, middle],
     )
     return logits, ious
 
