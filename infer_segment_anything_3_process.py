@@ -61,8 +61,9 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
         self._weights_folder = Path(__file__).resolve().parent / "weights"
         self._cuda_wanted = None
         self._device = None
+        self._model = None
+        self._model_identity = None
         self._predictor = None
-        self._predictor_identity = None
 
     def get_progress_steps(self):
         """Steps that a run reports: model, image, prompt."""
@@ -128,7 +129,7 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
         self.emit_step_progress()
 
     def _open_predictor(self, settings):
-        """The predictor for the checkpoint and device that the settings ask for, loaded only if one of them changed."""
+        """The predictor that the settings ask for; the model is loaded only if the checkpoint or the device changed."""
         from .sam3_engine.model import CheckpointError, model_identity, shared_model
         from .sam3_engine.predictor import Predictor
         from .sam3_engine.runtime import choose_device
@@ -138,16 +139,18 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
             self._cuda_wanted = settings.cuda
         checkpoint = find_checkpoint(settings.model_weight_file, self._weights_folder)
         identity = model_identity(checkpoint, self._device)
-        if identity != self._predictor_identity:
-            self._predictor = self._predictor_identity = None  # frees its memory, which the next one may need
+        if identity != self._model_identity:
+            self._predictor = self._model = self._model_identity = None  # frees its memory, which the next one may need
             try:
-                self._predictor = Predictor(shared_model(checkpoint, self._device))
+                self._model = shared_model(checkpoint, self._device)
             except CheckpointError as error:
                 if settings.model_weight_file.strip():
                     typed = quote(settings.model_weight_file.strip(), limit=1000)
                     raise ValueError(f"model_weight_file = {typed}: {error}") from error
                 raise
-            self._predictor_identity = identity
+            self._model_identity = identity
+        if self._predictor is None or self._predictor.input_size != settings.model_input_size:
+            self._predictor = Predictor(self._model, settings.model_input_size)
         return self._predictor
 
     def _drawn_prompt(self):
@@ -167,7 +170,7 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
 
     def _write_instances(self, prompt, segments, width, height):
         """One mask that numbers the instances of a phrase, best first."""
-        from .sam3_engine.predictor import label_map
+        from .sam3_engine.segments import label_map
 
         scores = ", ".join(f"{segment.score:.3f}" for segment in segments)
         found = f"{len(segments)} x {prompt.phrase}, scores {scores}"

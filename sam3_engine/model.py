@@ -6,6 +6,7 @@ Importing this module imports torch and sam3.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 import warnings
 import weakref
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 from .architecture import Architecture
+from .recent import Recent
 from .runtime import choose_precision, importing_sam3, inference
 
 with importing_sam3():
@@ -37,6 +39,10 @@ __all__ = [
 # Meta's file holds the image model and the interactive (video) model side by side under these prefixes
 _PREFIXES = {"detector.": "", "tracker.": "inst_interactive_predictor.model."}
 
+_IMAGES_KEPT = 2
+_PHRASES_KEPT = 64  # 80 kB each at SAM 3's size
+_RESIZED_KEPT = 2
+
 
 class CheckpointError(ValueError):
     """A file that is not a SAM 3 checkpoint, or not a whole one."""
@@ -48,15 +54,28 @@ class CheckpointError(ValueError):
 
 
 class Model:
-    """A network ready to run on its device, in its precision.
+    """A network ready to run on its device, in its precision, and what it was last asked about.
 
     One caller runs it at a time; :meth:`running` makes the others wait.
+
+    Attributes:
+        network: at the checkpoint's own input size.
+        architecture: of that network.
+        device, precision: where and in what it runs.
+        embeddings: what the image encoder made of the last images; to be used while :meth:`running`.
+        phrases: what the text encoder made of the last phrases; to be used while :meth:`running`.
     """
 
-    def __init__(self, network: Sam3Image, device: torch.device, precision: torch.dtype) -> None:
+    def __init__(
+        self, network: Sam3Image, architecture: Architecture, device: torch.device, precision: torch.dtype
+    ) -> None:
         self.network = network
+        self.architecture = architecture
         self.device = device
         self.precision = precision
+        self.embeddings: Recent[Any] = Recent(_IMAGES_KEPT)
+        self.phrases: Recent[Any] = Recent(_PHRASES_KEPT)
+        self._resized: Recent[Sam3Image] = Recent(_RESIZED_KEPT)
         self._running = threading.RLock()
 
     @contextlib.contextmanager
@@ -64,6 +83,33 @@ class Model:
         """While the network runs: alone, in inference mode, in this model's precision, the host's state kept."""
         with self._running, inference(self.device, self.precision):
             yield
+
+    def network_at(self, resolution: int) -> Sam3Image:
+        """The network for another input size. It shares its weights with the others: only tables are computed anew.
+
+        Args:
+            resolution: side of the square network input in pixels, a multiple of the architecture's ``patch_size``.
+
+        Raises:
+            ValueError: it is no such multiple.
+        """
+        if resolution == self.architecture.resolution:
+            return self.network
+        with self._running:
+            return self._resized.get(resolution, lambda: self._resized_network(resolution))
+
+    def _resized_network(self, resolution: int) -> Sam3Image:
+        architecture = dataclasses.replace(self.architecture, resolution=resolution)
+        network = build_network(architecture, self.device, without_weights=True)
+        # what depends on the input size are rotary tables, which sam3 computes when a network is built
+        tensors = {
+            name: computed if computed.is_complex() and computed.shape != tensor.shape else tensor
+            for (name, tensor), computed in zip(
+                self.network.state_dict().items(), network.state_dict().values(), strict=True
+            )
+        }
+        network.load_state_dict(tensors, assign=True)
+        return network.requires_grad_(False).to(self.device)
 
 
 def shared_model(checkpoint: Path, device: torch.device) -> Model:
@@ -118,7 +164,7 @@ def load_model(checkpoint: Path, device: torch.device, precision: torch.dtype | 
         raise CheckpointError(checkpoint, f"a network of its architecture cannot be built ({error})") from error
     network.load_state_dict(_fitted(checkpoint, tensors, network.state_dict()), assign=True)
     network.requires_grad_(False)
-    return Model(network.to(device), device, precision or choose_precision(device))
+    return Model(network.to(device), architecture, device, precision or choose_precision(device))
 
 
 def checkpoint_contents(network: Sam3Image, architecture: Architecture) -> dict[str, Any]:

@@ -9,24 +9,46 @@ Importing this module imports torch and sam3.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
 
-from .images import as_rgb8, pixels_of
+from .architecture import Architecture
+from .images import as_rgb8, content_digest, pixels_of
 from .model import Model
 from .prompts import Box, GeometricPrompt, Prompt, PromptError, TextPrompt
+from .recent import Recent
 from .runtime import importing_sam3
+from .segments import Segment
 
 with importing_sam3():
     from sam3.model.sam3_image_processor import Sam3Processor
     from torchvision.transforms.v2 import functional
 
+logger = logging.getLogger(__name__)
+
 _BOXES_PER_PASS = 16  # bounds the memory of the mask decoder
+_ANSWERS_KEPT = 4  # for each image; 35 MB each at SAM 3's size
+
+
+@dataclass(frozen=True, eq=False)
+class _Instances:
+    """What the detector answered for a phrase: all its queries, by falling score.
+
+    Attributes:
+        scores: (queries,) 0..1.
+        boxes: (x1, y1, x2, y2) in source-image pixels, one per query.
+        mask_logits: (queries, h, w), on the model's device.
+    """
+
+    scores: Sequence[float]
+    boxes: Sequence[Box]
+    mask_logits: torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,66 +58,42 @@ class ImageEmbedding:
     Attributes:
         features: the feature pyramids of both heads, on the model's device.
         width, height: of the source image, in pixels.
+        answers: what the detector answered for the last phrases, so that another threshold is but a filter.
     """
 
     features: Mapping[str, Any]
     width: int
     height: int
-
-
-@dataclass(frozen=True, eq=False)
-class Segment:
-    """One segmented object.
-
-    Attributes:
-        mask_logits: (h, w) at the network's mask resolution, covering the whole image, in the dtype it came in.
-        width, height: of the source image, in pixels.
-        score: 0..1. Text: how sure SAM 3 is of the instance. Points and boxes: its estimate of the mask's IoU.
-        label: the phrase, or "object".
-        detected_box: (x1, y1, x2, y2) in source-image pixels as the network gave it with the instance, cut to the image
-            (text only).
-    """
-
-    mask_logits: torch.Tensor
-    width: int
-    height: int
-    score: float
-    label: str
-    detected_box: Box | None = None
-
-    @property
-    def mask(self) -> np.ndarray:
-        """(height, width) bool, at source size. Computed at every call, so that many segments take little memory."""
-        logits = self.mask_logits[None, None]
-        size = (self.height, self.width)
-        at_source_size = torch.nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False)[0, 0]
-        # as the package does, in the network's dtype: in bfloat16, logits next to 0 would else change sides
-        return (at_source_size.sigmoid_() > 0.5).cpu().numpy()
-
-    @property
-    def box(self) -> Box:
-        """(x1, y1, x2, y2) in source-image pixels: the detected one, else the bounds of the mask, all 0 if empty."""
-        if self.detected_box is not None:
-            return self.detected_box
-        mask = self.mask
-        columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-        if not columns.size:
-            return (0.0, 0.0, 0.0, 0.0)
-        return (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
+    answers: Recent[_Instances] = field(default_factory=lambda: Recent(_ANSWERS_KEPT), repr=False)
 
 
 class Predictor:
-    """SAM 3's two verbs, :meth:`encode_image` and :meth:`segment`, on a loaded model. Safe in several threads."""
+    """SAM 3's two verbs, :meth:`encode_image` and :meth:`segment`, on a loaded model. Safe in several threads.
 
-    def __init__(self, model: Model) -> None:
+    Args:
+        model: see :func:`~sam3_engine.model.shared_model`.
+        input_size: side of the network's square input in pixels, rounded to a multiple of the patch size; 0 for the
+            checkpoint's own. A smaller one is faster and sees less detail.
+
+    Attributes:
+        model, input_size: as given.
+        resolution: the side of the network's input, in pixels.
+    """
+
+    def __init__(self, model: Model, input_size: int = 0) -> None:
         self.model = model
-        tracker = model.network.inst_interactive_predictor.model
-        self._mask_side = tracker.low_res_mask_size
+        self.input_size = input_size
+        self.resolution = _resolution(model.architecture, input_size)
+        self._network = model.network_at(self.resolution)
+        self._mask_side = self._network.inst_interactive_predictor.model.low_res_mask_size
         with model.running():
-            self._processor = Sam3Processor(model.network, resolution=tracker.image_size, device=model.device)
+            self._processor = Sam3Processor(self._network, resolution=self.resolution, device=model.device)
 
     def encode_image(self, image: np.ndarray | PIL.Image.Image, size_percent: int = 100) -> ImageEmbedding:
         """Run the image encoder, which takes nearly all the time.
+
+        The last images are remembered, by their content and for everyone who uses the model: encoding them again takes
+        no time.
 
         Args:
             image: (H, W) or (H, W, channels) array as :func:`~sam3_engine.images.as_rgb8` takes it, or a PIL image.
@@ -107,15 +105,18 @@ class Predictor:
         Raises:
             ImageError: the image cannot be segmented.
         """
-        array = pixels_of(image) if isinstance(image, PIL.Image.Image) else image
-        pixels = torch.from_numpy(as_rgb8(array).copy()).permute(2, 0, 1)
-        height, width = pixels.shape[1:]
+        rgb = as_rgb8(pixels_of(image) if isinstance(image, PIL.Image.Image) else image)
+        key = (content_digest(rgb), size_percent, self.resolution)
         with self.model.running():
-            if size_percent < 100:
-                shrunk = [max(1, round(side * size_percent / 100)) for side in (height, width)]
-                pixels = functional.resize(pixels, shrunk, antialias=True)
-            features = self._processor.set_image(pixels)["backbone_out"]
-        return ImageEmbedding(features, width, height)
+            return self.model.embeddings.get(key, lambda: self._encode(rgb, size_percent))
+
+    def _encode(self, rgb: np.ndarray, size_percent: int) -> ImageEmbedding:
+        pixels = torch.from_numpy(rgb.copy()).permute(2, 0, 1)
+        height, width = pixels.shape[1:]
+        if size_percent < 100:
+            shrunk = [max(1, round(side * size_percent / 100)) for side in (height, width)]
+            pixels = functional.resize(pixels, shrunk, antialias=True)
+        return ImageEmbedding(self._processor.set_image(pixels)["backbone_out"], width, height)
 
     def segment(
         self,
@@ -128,7 +129,7 @@ class Predictor:
         """Segment what ``prompt`` names or outlines.
 
         Args:
-            embedding: of :meth:`encode_image` by the same model.
+            embedding: of :meth:`encode_image` by the same model at the same input size.
             prompt: in pixels of the source image.
             confidence_threshold: text only; instances scoring strictly above it are kept.
             multimask: points and boxes only; three candidates for each object instead of one.
@@ -150,10 +151,21 @@ class Predictor:
             return list(self._outline_objects(embedding, relative, multimask))
 
     def _find_instances(self, embedding: ImageEmbedding, phrase: str, threshold: float) -> list[Segment]:
-        network = self.model.network
-        text_features = network.backbone.forward_text([phrase], device=self.model.device)
+        found = embedding.answers.get(phrase, lambda: self._detect(embedding, phrase))
+        kept = sum(score > threshold for score in found.scores)
+        return [
+            Segment(logits, embedding.width, embedding.height, score, phrase, box)
+            for logits, score, box in zip(found.mask_logits[:kept], found.scores[:kept], found.boxes, strict=False)
+        ]
+
+    def _detect(self, embedding: ImageEmbedding, phrase: str) -> _Instances:
+        """Run the detector, and the text encoder unless it knows the phrase."""
+        network, device = self._network, self.model.device
         outputs = network.forward_grounding(
-            backbone_out={**embedding.features, **text_features},
+            backbone_out={
+                **embedding.features,
+                **self.model.phrases.get(phrase, lambda: network.backbone.forward_text([phrase], device=device)),
+            },
             find_input=self._processor.find_stage,
             geometric_prompt=network._get_dummy_prompt(),
             find_target=None,
@@ -161,16 +173,12 @@ class Predictor:
         # scored as in Sam3Processor, for a batch of one; float32, or torch would round the threshold to bfloat16
         presence = outputs["presence_logit_dec"].sigmoid().unsqueeze(1)
         scores = (outputs["pred_logits"].sigmoid() * presence)[0, :, 0].float()
-        by_falling_score = scores.argsort(descending=True, stable=True)
-        kept = by_falling_score[scores[by_falling_score] > threshold]
-        size = torch.tensor([embedding.width, embedding.height] * 2, device=self.model.device)
-        boxes = outputs["pred_boxes_xyxy"][0, kept].float().clamp(0, 1) * size
-        return [
-            Segment(logits, embedding.width, embedding.height, score, phrase, tuple(box))
-            for logits, score, box in zip(
-                outputs["pred_masks"][0, kept], scores[kept].tolist(), boxes.tolist(), strict=True
-            )
-        ]
+        order = scores.argsort(descending=True, stable=True)
+        size = torch.tensor([embedding.width, embedding.height] * 2, device=device)
+        boxes = outputs["pred_boxes_xyxy"][0, order].float().clamp(0, 1) * size
+        return _Instances(
+            scores[order].tolist(), [tuple(box) for box in boxes.tolist()], outputs["pred_masks"][0, order]
+        )
 
     def _outline_objects(
         self, embedding: ImageEmbedding, relative: GeometricPrompt, multimask: bool
@@ -178,7 +186,7 @@ class Predictor:
         """Segment points and boxes whose coordinates are fractions of the image's width and height."""
         for boxes in _passes(relative.boxes):
             # asked for masks of the mask logits' own size, the package only fills their holes
-            mask_logits, scores, _ = self.model.network.predict_inst(
+            mask_logits, scores, _ = self._network.predict_inst(
                 {
                     "original_height": self._mask_side,
                     "original_width": self._mask_side,
@@ -193,7 +201,10 @@ class Predictor:
             )
             objects = max(1, len(boxes))
             candidates = zip(
-                torch.from_numpy(mask_logits).reshape(objects, -1, self._mask_side, self._mask_side),
+                # back where they came from: they are smaller than the masks that are made of them there
+                torch.from_numpy(mask_logits)
+                .to(self.model.device)
+                .reshape(objects, -1, self._mask_side, self._mask_side),
                 scores.reshape(objects, -1),
                 strict=True,
             )
@@ -203,20 +214,16 @@ class Predictor:
                     yield Segment(object_logits[candidate], embedding.width, embedding.height, score, "object")
 
 
-def label_map(segments: Sequence[Segment], width: int, height: int) -> np.ndarray:
-    """Paint segments into one map: pixel value k for the k-th segment, 0 where there is none.
-
-    Args:
-        segments: at most 255, best first; where they overlap the earlier one wins.
-        width, height: of the source image, in pixels.
-
-    Returns:
-        (height, width) uint8.
-    """
-    painted = np.zeros((height, width), np.uint8)
-    for number, segment in reversed(list(enumerate(segments, start=1))):
-        painted[segment.mask] = number
-    return painted
+def _resolution(architecture: Architecture, input_size: int) -> int:
+    if input_size == 0:
+        return architecture.resolution
+    patch_size = architecture.patch_size
+    resolution = patch_size * max(1, round(input_size / patch_size))
+    if resolution != input_size:
+        logger.warning(
+            "model_input_size = %d: rounded to %d, a multiple of the patch size %d.", input_size, resolution, patch_size
+        )
+    return resolution
 
 
 def _passes(boxes: tuple[Box, ...]) -> Iterator[tuple[Box, ...]]:

@@ -24,6 +24,7 @@ class Settings:
         input_point: points as typed, ``[[x, y], ...]`` in source-image pixels.
         input_point_label: labels as typed, one per point, 1 foreground, 0 background.
         multimask_output: points and boxes only, three candidate masks for each object.
+        model_input_size: side of the network's square input in pixels, 112..2016; 0 for the checkpoint's own.
         model_weight_file: path of a local checkpoint; blank for the published weights.
     """
 
@@ -35,6 +36,7 @@ class Settings:
     input_point: str = ""
     input_point_label: str = ""
     multimask_output: bool = False
+    model_input_size: int = 0
     model_weight_file: str = ""
 
     def updated(self, strings: Mapping[str, str]) -> Settings:
@@ -71,6 +73,13 @@ def _read_percent(name: str, text: str) -> int:
     return int(percent)
 
 
+def _read_model_input_size(name: str, text: str) -> int:
+    size = _read_number(text)
+    if not (size == 0 or (112 <= size <= 2016 and size == int(size))):
+        raise ValueError(f"{name} = {quote(text)}: expected 0, or a whole number from 112 to 2016.")
+    return int(size)
+
+
 def _read_fraction(name: str, text: str) -> float:
     fraction = _read_number(text)
     if not 0 <= fraction <= 1:
@@ -98,5 +107,6 @@ _READERS: dict[str, Callable[[str, str], Any]] = {
     "input_point": _read_text,
     "input_point_label": _read_text,
     "multimask_output": _read_bool,
+    "model_input_size": _read_model_input_size,
     "model_weight_file": _read_text,
 }

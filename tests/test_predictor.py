@@ -12,7 +12,7 @@ import torch
 from demo.plugin import REPOSITORY
 from sam3_engine.images import ImageError
 from sam3_engine.model import load_model
-from sam3_engine.predictor import Predictor, Segment, label_map
+from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import GeometricPrompt, PromptError, TextPrompt
 
 CPU = torch.device("cpu")
@@ -115,47 +115,6 @@ def test_the_box_of_an_instance_is_inside_its_image_and_that_of_an_outline_bound
     assert segment.mask[y1:y2, x1:x2].sum() == segment.mask.sum() > 0
     for edge in (segment.mask[y1], segment.mask[y2 - 1], segment.mask[:, x1], segment.mask[:, x2 - 1]):
         assert edge.any()
-
-
-def segment_of(logits, width, height):
-    return Segment(torch.tensor(logits), width, height, 0.5, "object")
-
-
-def test_an_empty_mask_has_an_empty_box():
-    assert segment_of([[-1.0, -1.0], [-1.0, -1.0]], 40, 30).box == (0.0, 0.0, 0.0, 0.0)
-
-
-def test_masks_are_interpolated_between_the_networks_pixels():
-    mask = segment_of([[5.0, -5.0], [5.0, -5.0]], 8, 2).mask
-    assert mask.tolist() == [[True] * 4 + [False] * 4] * 2
-    lopsided = segment_of([[15.0, -5.0], [15.0, -5.0]], 80, 2).mask
-    assert lopsided.sum(axis=1).tolist() == [50, 50]
-
-
-def test_the_better_segment_is_on_top_of_the_label_map():
-    left_half = segment_of([[5.0, -5.0]], 8, 4)
-    everything = segment_of([[5.0, 5.0]], 8, 4)
-    assert label_map([left_half, everything], 8, 4).tolist() == [[1] * 4 + [2] * 4] * 4
-    assert label_map([everything, left_half], 8, 4).tolist() == [[1] * 8] * 4
-    assert label_map([], 8, 4).tolist() == [[0] * 8] * 4
-
-
-def test_many_instances_on_24_megapixels_take_less_than_half_a_gigabyte():
-    """Above the label map, in a process of its own. 60 masks kept at a time would take three times that."""
-    code = """
-import resource, numpy as np, torch
-from sam3_engine.predictor import Segment, label_map
-logits = torch.randn(60, 288, 288, generator=torch.Generator().manual_seed(0))
-segments = [Segment(one, 6000, 4000, 0.5, "object") for one in logits]
-segments[0].mask  # threads and kernels are there
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-painted = label_map(segments, 6000, 4000)
-grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-assert painted.shape == (4000, 6000) and painted.any()
-print(grown)
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert int(done.stdout) - 24e6 < 0.5e9
 
 
 def test_threads_on_one_model_get_the_results_of_one_thread(predictor, photograph):

@@ -23,6 +23,7 @@ DEFAULTS = {
     "input_point": "",
     "input_point_label": "",
     "multimask_output": False,
+    "model_input_size": 0,
     "model_weight_file": "",
 }
 FREE_TEXT = ["input_text", "input_box", "input_point", "input_point_label", "model_weight_file"]
@@ -35,6 +36,7 @@ CHANGED = Settings(
     input_point="((5, 6),)",
     input_point_label="(1,)",
     multimask_output=True,
+    model_input_size=504,
     model_weight_file="/weights/sam3.pt",
 )
 
@@ -163,6 +165,21 @@ def test_other_than_a_whole_percentage_is_refused(text):
     assert_refused("input_size_percent", text, "expected a whole number from 1 to 100")
 
 
+@pytest.mark.parametrize(("text", "value"), [("0", 0), ("112", 112), ("2016", 2016), (" 504\n", 504), ("336.0", 336)])
+def test_model_input_sizes_in_every_spelling(text, value):
+    size = Settings().updated({"model_input_size": text}).model_input_size
+    assert size == value
+    assert type(size) is int
+
+
+SIZES_OUT_OF_RANGE = ["1", "111", "2017", "-112", "504.5", "1e6", "0.1"]
+
+
+@pytest.mark.parametrize("text", SIZES_OUT_OF_RANGE + MALFORMED, ids=names(SIZES_OUT_OF_RANGE + MALFORMED))
+def test_other_than_0_or_a_size_in_range_is_refused(text):
+    assert_refused("model_input_size", text, "expected 0, or a whole number from 112 to 2016")
+
+
 THRESHOLD_OUT_OF_RANGE = ["-0.1", "-1", "1.1", "2", "50", "1.0000000001", "-1e-300", "1e300"]
 
 
@@ -189,6 +206,7 @@ ANY_SETTINGS = st.builds(
     input_size_percent=st.integers(1, 100),
     confidence_threshold=st.floats(0, 1, allow_subnormal=False),
     multimask_output=st.booleans(),
+    model_input_size=st.just(0) | st.integers(112, 2016),
     **dict.fromkeys(FREE_TEXT, st.text() | st.sampled_from(["[[1, 2]]", "((5, 6),)", " ", "[[", "a\nb", "None"])),
 )
 

@@ -1,0 +1,121 @@
+"""The network at another input size: the same weights, and the answers of a network that was built at that size."""
+
+import dataclasses
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from demo.random_weights import SMALL
+from sam3_engine.model import build_network, checkpoint_contents, load_model
+from sam3_engine.predictor import Predictor
+from sam3_engine.prompts import GeometricPrompt, TextPrompt
+
+CPU = torch.device("cpu")
+SIZES = [56, 98, 168, 196, 336]
+BOXES = [[60, 80, 300, 330], [5, 5, 635, 420]]
+PROMPTS = [
+    TextPrompt("shoe"),
+    GeometricPrompt(points=((210, 150),), point_labels=(1,)),
+    GeometricPrompt(points=((210, 150), (500, 300)), point_labels=(1, 0)),
+    GeometricPrompt(boxes=tuple(map(tuple, BOXES))),
+    GeometricPrompt(boxes=(tuple(BOXES[0]),), points=((210, 150),), point_labels=(0,)),
+]
+
+
+@pytest.fixture(scope="module")
+def model(small_checkpoint):
+    return load_model(small_checkpoint, CPU)
+
+
+@pytest.fixture
+def built_at(small_checkpoint, tmp_path):
+    """Loads the small network's weights into one that is built at another size."""
+
+    def build(size):
+        architecture = dataclasses.replace(SMALL, resolution=size)
+        tables = checkpoint_contents(build_network(architecture, CPU), architecture)
+        contents = torch.load(small_checkpoint, weights_only=True)
+        tensors = {
+            name: tables["model"][name] if tensor.is_complex() else tensor for name, tensor in contents["model"].items()
+        }
+        path = tmp_path / f"{size}.pt"
+        torch.save({**tables, "model": tensors}, path)
+        return load_model(path, CPU)
+
+    return build
+
+
+def answers(predictor, image):
+    embedding = predictor.encode_image(image)
+    return [
+        (segment.score, segment.box, segment.mask.tobytes())
+        for prompt in PROMPTS
+        for multimask in (False, True)
+        for segment in predictor.segment(embedding, prompt, confidence_threshold=0, multimask=multimask)
+    ]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_it_answers_as_a_network_built_at_that_size(model, built_at, photograph, size):
+    assert answers(Predictor(model, size), photograph) == answers(Predictor(built_at(size)), photograph)
+
+
+def test_the_checkpoints_own_size_is_the_checkpoints_own_network(model, photograph):
+    own = Predictor(model)
+    assert own.resolution == SMALL.resolution
+    assert own._network is Predictor(model, SMALL.resolution)._network is model.network
+    reference = answers(own, photograph)
+    Predictor(model, 336).encode_image(photograph)
+    assert answers(Predictor(model, 0), photograph) == reference
+
+
+def test_sizes_see_differently(model, photograph):
+    assert answers(Predictor(model, 168), photograph) != answers(Predictor(model), photograph)
+
+
+def test_weights_are_shared(model):
+    own = model.network.state_dict()
+    for name, tensor in Predictor(model, 168)._network.state_dict().items():
+        assert tensor.data_ptr() == own[name].data_ptr() or tensor.is_complex(), name
+
+
+@pytest.mark.parametrize(
+    ("asked", "rounded"), [(112, 112), (113, 112), (120, 126), (700, 700), (2016, 2016), (2010, 2016)]
+)
+def test_a_size_is_rounded_to_whole_patches_and_the_log_says_so(model, caplog, asked, rounded):
+    assert Predictor(model, asked).resolution == rounded
+    messages = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    if asked == rounded:
+        assert messages == []
+    else:
+        assert messages == [f"model_input_size = {asked}: rounded to {rounded}, a multiple of the patch size 14."]
+
+
+@pytest.mark.parametrize("size", [112, 322, 2016])
+def test_masks_and_prompts_are_in_source_pixels_at_every_size(workflow, algorithm, photograph, size):
+    masks = []
+    for percent in (100, 50):
+        workflow.set_parameters(
+            {"input_box": BOXES, "model_input_size": size, "input_size_percent": percent}, task_obj=algorithm
+        )
+        workflow.run_on(array=photograph)
+        masks.append([output.get_mask() for output in algorithm.get_outputs()[1:]])
+    assert [mask.shape for mask in masks[0]] == [photograph.shape[:2]] * 2
+    assert all(np.mean(whole == half) > 0.9 for whole, half in zip(*masks, strict=True))
+
+
+def test_the_demos_network_finds_a_shape_at_every_size(workflow, algorithm, shapes_checkpoint):
+    """A disc on the left: the box says where, in source pixels, and the mask is it."""
+    rows, columns = np.mgrid[:300, :400]
+    disc = (rows - 140) ** 2 + (columns - 120) ** 2 < 60**2
+    image = np.where(disc[..., None], [220, 40, 40], [200, 200, 200]).astype(np.uint8)
+    for size in (0, 336, 672):
+        workflow.set_parameters(
+            {"model_weight_file": shapes_checkpoint, "input_box": [58, 78, 182, 202], "model_input_size": size},
+            task_obj=algorithm,
+        )
+        workflow.run_on(array=image)
+        mask = algorithm.get_output(1).get_mask() == 1
+        assert (mask & disc).sum() / (mask | disc).sum() > 0.9, size

@@ -1,0 +1,313 @@
+"""Nothing is computed twice: images, phrases, answers and models are remembered, by content and within bounds."""
+
+import gc
+import importlib
+import threading
+import weakref
+
+import cv2
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from ikomia.dataprocess.workflow import Workflow
+
+from demo.plugin import PLUGIN
+from sam3_engine.model import load_model, shared_model
+from sam3_engine.predictor import Predictor
+from sam3_engine.prompts import GeometricPrompt, TextPrompt
+from sam3_engine.recent import Recent
+
+CPU = torch.device("cpu")
+BOX = GeometricPrompt(boxes=((60.0, 80.0, 300.0, 330.0),))
+NO_PROMPT = {"input_text": "", "input_box": "", "input_point": "", "input_point_label": "", "multimask_output": False}
+
+
+class Calls:
+    """How often parts of a network were run."""
+
+    def __init__(self, monkeypatch, network):
+        self.images = self.texts = self.detections = 0
+        self._count(monkeypatch, network.backbone, "forward_image", "images")
+        self._count(monkeypatch, network.backbone, "forward_text", "texts")
+        self._count(monkeypatch, network, "forward_grounding", "detections")
+
+    def _count(self, monkeypatch, part, method, counter):
+        original = getattr(part, method)
+
+        def counted(*arguments, **options):
+            setattr(self, counter, getattr(self, counter) + 1)
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(part, method, counted)
+
+
+@pytest.fixture
+def predictor(small_checkpoint):
+    return Predictor(load_model(small_checkpoint, CPU))
+
+
+@pytest.fixture
+def calls(monkeypatch, predictor):
+    return Calls(monkeypatch, predictor.model.network)
+
+
+# --- what is remembered
+
+
+def test_the_last_asked_for_are_kept():
+    made = []
+
+    def ask(recent, key):
+        return recent.get(key, lambda: made.append(key) or key.upper())
+
+    recent = Recent(2)
+    assert [ask(recent, key) for key in "abaabc"] == list("ABAABC")
+    assert made == list("abc")
+    ask(recent, "b")
+    assert made == list("abc")
+    ask(recent, "a")  # had to go for "c"
+    ask(recent, "b")
+    assert made == list("abca")
+    ask(recent, "c")
+    assert made == list("abcac")
+
+
+def test_no_more_than_the_capacity_are_in_memory_while_one_is_made():
+    class Thing:
+        pass
+
+    alive = weakref.WeakSet()
+
+    def make():
+        assert len(alive) <= 1
+        thing = Thing()
+        alive.add(thing)
+        return thing
+
+    recent = Recent(2)
+    for key in range(5):
+        recent.get(key, make)
+    assert len(alive) == 2
+
+
+def test_what_fails_is_tried_again():
+    recent = Recent(2)
+    with pytest.raises(ZeroDivisionError):
+        recent.get("a", lambda: 1 / 0)
+    assert recent.get("a", lambda: 5) == 5
+
+
+# --- images
+
+
+def test_an_image_is_known_by_its_content(predictor, calls, photograph):
+    first = predictor.encode_image(photograph)
+    same = [
+        photograph.copy(),
+        np.asfortranarray(photograph),
+        PIL.Image.fromarray(photograph),
+        np.dstack([photograph, np.zeros(photograph.shape[:2], np.uint8)]),
+        photograph.astype(np.float32),
+        np.pad(photograph, ((3, 3), (3, 3), (0, 0)))[3:-3, 3:-3],
+    ]
+    assert all(predictor.encode_image(image) is first for image in same)
+    assert calls.images == 1
+
+
+def test_any_difference_is_another_image(predictor, calls, photograph):
+    one_pixel = photograph.copy()
+    one_pixel[200, 300, 1] ^= 1
+    height, width = photograph.shape[:2]
+    different = [photograph, one_pixel, photograph[:-1], photograph.reshape(width, height, 3), photograph[:, ::-1]]
+    embeddings = [predictor.encode_image(image) for image in different]
+    embeddings.append(predictor.encode_image(photograph, size_percent=50))
+    assert calls.images == len({id(embedding) for embedding in embeddings}) == 6
+
+
+def test_the_last_two_images_are_kept(predictor, calls, photograph):
+    a, b, c = photograph, photograph[:, ::-1], photograph[::-1]
+    for image in (a, b, a, b, b, a):
+        predictor.encode_image(image)
+    assert calls.images == 2
+    gone = weakref.ref(predictor.encode_image(b))
+    for image in (a, c, a):
+        predictor.encode_image(image)
+    assert calls.images == 3
+    gc.collect()
+    assert gone() is None
+    predictor.encode_image(b)
+    assert calls.images == 4
+
+
+def test_an_image_is_encoded_once_for_all_who_share_the_model(small_checkpoint, monkeypatch, photograph):
+    model = shared_model(small_checkpoint, CPU)
+    calls = Calls(monkeypatch, model.network)
+    predictors = [Predictor(shared_model(small_checkpoint, CPU)) for _ in range(4)]
+    found = []
+
+    def ask(predictor):
+        found.append(predictor.segment(predictor.encode_image(photograph.copy()), TextPrompt("shoe")))
+
+    threads = [threading.Thread(target=ask, args=(predictor,)) for predictor in predictors]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert len(found) == 4
+    assert (calls.images, calls.texts, calls.detections) == (1, 1, 1)
+
+
+def test_an_image_that_could_not_be_encoded_is_encoded_the_next_time(predictor, monkeypatch, photograph):
+    with monkeypatch.context() as patched:
+        patched.setattr(predictor.model.network.backbone, "forward_image", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            predictor.encode_image(photograph)
+    assert predictor.segment(predictor.encode_image(photograph), BOX)
+
+
+# --- phrases and answers
+
+
+def answer(segments):
+    return [(segment.score, segment.box, segment.mask.tobytes()) for segment in segments]
+
+
+def test_another_threshold_is_a_filter(small_checkpoint, predictor, calls, photograph):
+    embedding = predictor.encode_image(photograph)
+    every = predictor.segment(embedding, TextPrompt("shoe"), confidence_threshold=0)
+    scores = [segment.score for segment in every]
+    for threshold in (1.0, scores[3], scores[0], 0.0, scores[-1], scores[5]):
+        found = predictor.segment(embedding, TextPrompt("shoe"), confidence_threshold=threshold)
+        fresh = Predictor(load_model(small_checkpoint, CPU))
+        wanted = fresh.segment(fresh.encode_image(photograph), TextPrompt("shoe"), confidence_threshold=threshold)
+        assert answer(found) == answer(wanted)
+        assert len(found) == sum(score > threshold for score in scores)
+    assert (calls.texts, calls.detections) == (1, 1)
+
+
+def test_a_phrase_is_read_once_whatever_the_image(predictor, calls, photograph):
+    for image in (photograph, photograph[::-1], photograph[:, ::-1]):
+        predictor.segment(predictor.encode_image(image), TextPrompt("shoe"))
+    assert (calls.texts, calls.detections) == (1, 3)
+    predictor.segment(predictor.encode_image(photograph), TextPrompt("hat"))
+    assert calls.texts == 2
+
+
+def test_answers_belong_to_their_image_and_phrase(small_checkpoint, predictor, photograph):
+    asked = [(image, phrase) for image in (photograph, photograph[::-1]) for phrase in ("shoe", "hat", "red shoe")]
+    for image, phrase in [*asked, *asked]:
+        fresh = Predictor(load_model(small_checkpoint, CPU))
+        wanted = fresh.segment(fresh.encode_image(image), TextPrompt(phrase), confidence_threshold=0)
+        found = predictor.segment(predictor.encode_image(image), TextPrompt(phrase), confidence_threshold=0)
+        assert answer(found) == answer(wanted)
+
+
+def test_few_answers_are_kept(predictor, calls, photograph):
+    embedding = predictor.encode_image(photograph)
+    for phrase in ("one", "two", "three", "four", "five", "five", "two", "one"):
+        predictor.segment(embedding, TextPrompt(phrase))
+    assert calls.detections == 6
+    assert calls.texts == 5
+
+
+# --- models, in workflows
+
+
+@pytest.fixture
+def encodings(workflow, algorithm, photograph, monkeypatch):
+    """Calls of the network that ``algorithm`` has loaded."""
+    algorithm.init_long_process()
+    return Calls(monkeypatch, algorithm._model.network)
+
+
+@pytest.fixture
+def loads(monkeypatch, workflow):
+    """The checkpoints that the plugin loads from now on."""
+    model = importlib.import_module(f"{PLUGIN}.sam3_engine.model")
+    loaded, load = [], model.load_model
+    monkeypatch.setattr(
+        model, "load_model", lambda checkpoint, *rest: loaded.append(checkpoint) or load(checkpoint, *rest)
+    )
+    return loaded
+
+
+def test_no_parameter_but_the_checkpoint_loads_a_model_again(
+    loads, workflow, algorithm, photograph, small_checkpoint, tmp_path
+):
+    changes = [
+        {"input_text": "shoe"},
+        {"confidence_threshold": 0.1},
+        {"input_size_percent": 50},
+        {"input_text": "", "input_point": [[5, 5]]},
+        {"multimask_output": True},
+        {"model_input_size": 168},
+        {"model_input_size": 0},
+        {"cuda": torch.cuda.is_available() is False},  # wanted in vain: the device stays
+        {"input_point": "", "input_box": [5, 5, 50, 50]},
+    ]
+    for change in changes:
+        workflow.set_parameters(change, task_obj=algorithm)
+        workflow.run_on(array=photograph)
+    assert len(loads) == 1
+    other = tmp_path / "other.pt"
+    other.write_bytes(small_checkpoint.read_bytes())
+    workflow.set_parameters({"model_weight_file": other}, task_obj=algorithm)
+    workflow.run_on(array=photograph)
+    assert loads[1:] == [other]
+
+
+def test_every_change_of_a_prompt_on_one_image_needs_one_encoding(encodings, workflow, algorithm, photograph):
+    for prompt in (
+        {"input_text": "shoe"},
+        {"input_point": [[5, 5]]},
+        {"input_box": [5, 5, 50, 50]},
+        {"input_text": "hat"},
+    ):
+        workflow.set_parameters({**NO_PROMPT, **prompt}, task_obj=algorithm)
+        workflow.run_on(array=photograph.copy())
+    assert (encodings.images, encodings.texts) == (1, 2)
+
+
+def test_the_same_picture_as_array_and_as_file_is_encoded_once(encodings, workflow, algorithm, photograph, tmp_path):
+    for name in ("a.png", "b.png"):
+        cv2.imwrite(str(tmp_path / name), cv2.cvtColor(photograph, cv2.COLOR_RGB2BGR))
+    workflow.set_parameters({"input_point": [[5, 5]]}, task_obj=algorithm)
+    workflow.run_on(array=photograph)
+    workflow.run_on(path=str(tmp_path / "a.png"))
+    workflow.run_on(path=str(tmp_path / "b.png"))
+    assert encodings.images == 1
+
+
+def test_two_tasks_and_a_second_workflow_share_the_model_and_the_image(
+    loads, workflow, algorithm, photograph, monkeypatch
+):
+    workflow.set_parameters({"input_point": [[5, 5]]}, task_obj=algorithm)
+    second_task = workflow.add_task(name=PLUGIN, auto_connect=True)
+    second_task.set_parameters({**algorithm.get_parameters(), "input_point": "", "input_text": "shoe"})
+    second_workflow = Workflow()
+    third_task = second_workflow.add_task(name=PLUGIN, auto_connect=True)
+    third_task.set_parameters({**algorithm.get_parameters(), "input_point": "", "input_text": "shoe"})
+
+    algorithm.init_long_process()
+    calls = Calls(monkeypatch, algorithm._model.network)
+    workflow.run_on(array=photograph)
+    second_workflow.run_on(array=photograph)
+    assert len(loads) == 1
+    assert algorithm._model is second_task._model is third_task._model
+    assert (calls.images, calls.texts, calls.detections) == (1, 1, 1)
+    assert np.array_equal(second_task.get_output(1).get_mask(), third_task.get_output(1).get_mask())
+
+
+def test_the_last_workflow_takes_the_model_and_its_images_with_it(plugins_directory, small_checkpoint, photograph):
+    workflow = Workflow()
+    task = workflow.add_task(name=PLUGIN, auto_connect=True)
+    task.set_parameters({"model_weight_file": str(small_checkpoint), "cuda": "False", "input_text": "shoe"})
+    workflow.run_on(array=photograph)
+    model, embedding = weakref.ref(task._model), weakref.ref(task._predictor.encode_image(photograph))
+    assert embedding() is not None
+    del workflow, task
+    gc.collect()
+    assert model() is None
+    assert embedding() is None

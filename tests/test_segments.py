@@ -1,0 +1,114 @@
+"""Masks at the source image's size are those of the whole logits, however little of them is computed."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from demo.plugin import REPOSITORY
+from sam3_engine.segments import Segment, label_map
+
+WIDTHS_AND_HEIGHTS = [(1800, 1200), (640, 427), (1, 1), (1, 900), (288, 288), (97, 101), (100, 3000), (60, 40)]
+PLACES = {  # top, bottom, left, right, in 288 x 288 logits
+    "in the middle": (100, 150, 120, 135),
+    "one logit": (37, 38, 201, 202),
+    "at the top left": (0, 20, 0, 30),
+    "at the bottom right": (270, 288, 250, 288),
+    "a row": (144, 145, 0, 288),
+    "a column": (0, 288, 287, 288),
+    "everything": (0, 288, 0, 288),
+    "nothing": (0, 0, 0, 0),
+}
+
+
+def logits_at(place, dtype=torch.float32):
+    top, bottom, left, right = PLACES[place]
+    random = torch.Generator().manual_seed(top)
+    logits = -torch.rand(288, 288, generator=random) * 10
+    logits[top:bottom, left:right] *= torch.where(torch.rand(bottom - top, right - left, generator=random) > 0.2, -1, 1)
+    return logits.to(dtype)
+
+
+def whole_mask(logits, width, height):
+    """As the package makes it."""
+    whole = torch.nn.functional.interpolate(logits[None, None], (height, width), mode="bilinear", align_corners=False)
+    return (whole.sigmoid() > 0.5)[0, 0].numpy()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("width", "height"), WIDTHS_AND_HEIGHTS)
+@pytest.mark.parametrize("place", PLACES)
+def test_a_mask_is_that_of_the_whole_logits(place, width, height, dtype):
+    logits = logits_at(place, dtype)
+    mask = Segment(logits, width, height, 0.5, "object").mask
+    wanted = whole_mask(logits, width, height)
+    assert mask.shape == wanted.shape
+    assert mask.dtype == np.bool_
+    # float32: the coordinates of a part round otherwise than those of the whole
+    assert (mask != wanted).sum() <= 1e-5 * wanted.size
+    if place == "nothing":
+        assert not mask.any()
+    elif min(width, height) > 100:
+        assert mask.any()
+
+
+def test_every_size_of_an_image_is_met():
+    random = np.random.default_rng(0)
+    for _ in range(100):
+        width, height = (int(side) for side in random.integers(1, 1000, 2))
+        top, left = (int(start) for start in random.integers(0, 60, 2))
+        logits = torch.full((64, 64), -3.0)
+        logits[top : top + 1 + random.integers(0, 30), left : left + 1 + random.integers(0, 30)] = 4.0
+        mask = Segment(logits, width, height, 0.5, "object").mask
+        assert (mask != whole_mask(logits, width, height)).sum() <= 1, (width, height, top, left)
+
+
+def test_a_label_map_is_the_masks_one_on_top_of_the_other():
+    segments = [Segment(logits_at(place), 640, 427, 0.5, "object") for place in PLACES]
+    wanted = np.zeros((427, 640), np.uint8)
+    for number, segment in reversed(list(enumerate(segments, start=1))):
+        wanted[segment.mask] = number
+    assert np.array_equal(label_map(segments, 640, 427), wanted)
+
+
+def segment_of(logits, width, height):
+    return Segment(torch.tensor(logits), width, height, 0.5, "object")
+
+
+def test_an_empty_mask_has_an_empty_box():
+    assert segment_of([[-1.0, -1.0], [-1.0, -1.0]], 40, 30).box == (0.0, 0.0, 0.0, 0.0)
+
+
+def test_masks_are_interpolated_between_the_networks_pixels():
+    mask = segment_of([[5.0, -5.0], [5.0, -5.0]], 8, 2).mask
+    assert mask.tolist() == [[True] * 4 + [False] * 4] * 2
+    lopsided = segment_of([[15.0, -5.0], [15.0, -5.0]], 80, 2).mask
+    assert lopsided.sum(axis=1).tolist() == [50, 50]
+
+
+def test_the_better_segment_is_on_top_of_the_label_map():
+    left_half = segment_of([[5.0, -5.0]], 8, 4)
+    everything = segment_of([[5.0, 5.0]], 8, 4)
+    assert label_map([left_half, everything], 8, 4).tolist() == [[1] * 4 + [2] * 4] * 4
+    assert label_map([everything, left_half], 8, 4).tolist() == [[1] * 8] * 4
+    assert label_map([], 8, 4).tolist() == [[0] * 8] * 4
+
+
+def test_many_instances_on_24_megapixels_take_less_than_half_a_gigabyte():
+    """Above the label map, in a process of its own. 60 masks kept at a time would take three times that."""
+    code = """
+import resource, numpy as np, torch
+from sam3_engine.segments import Segment, label_map
+logits = torch.randn(60, 288, 288, generator=torch.Generator().manual_seed(0))
+segments = [Segment(one, 6000, 4000, 0.5, "object") for one in logits]
+segments[0].mask  # threads and kernels are there
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+painted = label_map(segments, 6000, 4000)
+grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+assert painted.shape == (4000, 6000) and painted.any()
+print(grown)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert int(done.stdout) - 24e6 < 0.5e9
