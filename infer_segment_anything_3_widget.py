@@ -36,6 +36,7 @@ class InferSegmentAnything3Widget(core.CWorkflowTaskWidget):
         percent = QSpinBox(minimum=1, maximum=100, value=settings.input_size_percent, suffix=" %")
         percent.setToolTip("The image is shrunk to this size before inference; masks keep the size of the image.")
         self._add_row(grid, "input_size_percent", "Input size", percent, lambda: str(percent.value()))
+        self._model_input_size(grid)
         weights = pyqtutils.BrowseFileWidget(settings.model_weight_file, "Checkpoint (*.pt *.pth)", "Choose a file")
         weights.setToolTip("A local SAM 3 checkpoint. Empty: the weights of facebook/sam3 on Hugging Face.")
         self._add_row(grid, "model_weight_file", "Model weight file", weights, lambda: weights.qedit_file.text())
@@ -57,6 +58,20 @@ class InferSegmentAnything3Widget(core.CWorkflowTaskWidget):
         self._edit(grid, "input_point_label", "Point label [i]", settings.input_point_label, "[1]")
         self._check_box(grid, "multimask_output", "Three candidate masks", settings.multimask_output)
         return _section("Box and point", grid)
+
+    def _model_input_size(self, grid):
+        own_size = 98  # what the field holds where the parameter is 0: a step below the smallest size
+        side = QSpinBox(minimum=own_size, maximum=2016, singleStep=14, specialValueText="as trained", suffix=" px")
+        side.setValue(self.parameters.settings.model_input_size)
+        side.setToolTip(
+            "Side of the square image that the network sees. A smaller one is faster and shows it less detail. "
+            "SAM 3 was trained at 1008."
+        )
+
+        def read():
+            return "0" if side.value() == own_size else str(max(112, side.value()))
+
+        self._add_row(grid, "model_input_size", "Model input size", side, read)
 
     def _edit(self, grid, name, label, value, example):
         edit = QLineEdit(value, placeholderText=example)

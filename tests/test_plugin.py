@@ -143,6 +143,9 @@ print(json.dumps(parameters.get_values()))
         ({"input_text": "shoe", "confidence_threshold": "0.3", "multimask_output": "True"}, {}),
         ({"input_box": "[[1, 2, 3, 4]]", "model_weight_file": "/a/b.pt"}, {"input_box": "[5, 6, 7, 8]"}),
         ({}, {"input_size_percent": 50, "confidence_threshold": 0.25, "multimask_output": True, "input_text": "shoe"}),
+        ({}, {"model_input_size": 504}),
+        ({"model_input_size": "2016"}, {}),
+        ({"model_input_size": "0"}, {}),
         ({"input_text": "shoe"}, {"input_text": "", "input_point": "[[1, 2", "input_point_label": "[0]"}),
     ],
 )
