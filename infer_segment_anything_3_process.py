@@ -64,6 +64,7 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
         self._model = None
         self._model_identity = None
         self._predictor = None
+        self._spare_outputs = []
 
     def get_progress_steps(self):
         """Steps that a run reports: model, image, prompt."""
@@ -195,14 +196,20 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
     def _set_mask_count(self, count):
         """Leave exactly ``count`` mask outputs, all empty.
 
-        They are new objects: an old one would write its next mask into the arrays that users hold of the last run.
+        A workflow keeps every output that was ever put into one of its tasks: so they are used again, not replaced.
         """
         while self.get_output_count() > 1 + count:
+            self._spare_outputs.append(self.get_output(self.get_output_count() - 1))
             self.remove_output(self.get_output_count() - 1)
+        while self.get_output_count() < 1 + count:
+            self.add_output(self._spare_outputs.pop() if self._spare_outputs else dataprocess.CSemanticSegmentationIO())
         for index in range(1, 1 + count):
-            output = dataprocess.CSemanticSegmentationIO()
+            output = self.get_output(index)
+            output.clear_data()
+            output.description = ""
             output.auto_save = index == 1 and self.get_output(0).auto_save
-            self.set_output(output, index)
+        for output in self._spare_outputs:
+            output.clear_data()
 
     def _save_further_masks(self):
         """Save the second and further masks of a run whose outputs Ikomia saves (a folder run, say).

@@ -1,11 +1,14 @@
 """The contract's tables of prompts and outputs, through real Ikomia workflows."""
 
 import colorsys
+import gc
+import itertools
 import json
 import logging
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 from ikomia import core, dataprocess
 from ikomia.dataprocess.workflow import Workflow
@@ -176,6 +179,29 @@ def test_outputs_are_exactly_those_of_the_last_run(run, algorithm):
         for output in outputs:
             assert (output.get_class_names() + [None])[1] == expected
             assert len(output.get_class_names()) == len(output.get_colors())
+
+
+def test_an_array_of_an_earlier_run_stays_as_it_was(run):
+    kept = [output.get_mask() for output in run(input_box=BOXES)]
+    copies = [mask.copy() for mask in kept]
+    run(input_text="shoe", confidence_threshold=0)
+    run(input_box=BOXES[::-1], multimask_output=True)
+    assert all(np.array_equal(mask, copy) for mask, copy in zip(kept, copies, strict=True))
+
+
+def test_runs_with_fewer_and_more_masks_leave_memory_flat(run):
+    """A workflow never lets go of an output that its task once had: a new one each time would stay with its mask."""
+    prompts = [{"input_box": BOXES}, {"input_point": [POINT]}, {"input_text": "shoe"}]
+    large = np.zeros((1200, 1800, 3), np.uint8)
+
+    def memory_after(runs):
+        for prompt in itertools.islice(itertools.cycle(prompts), runs):
+            run(large, **prompt)
+        gc.collect()
+        return psutil.Process().memory_info().rss
+
+    warm = memory_after(15)
+    assert memory_after(100) - warm < 20e6
 
 
 def test_colours_are_the_same_in_every_run(run):
