@@ -30,6 +30,7 @@ __all__ = [
     "Model",
     "Sam3Image",
     "build_network",
+    "cast_encoder_weights",
     "checkpoint_contents",
     "load_model",
     "model_identity",
@@ -164,7 +165,23 @@ def load_model(checkpoint: Path, device: torch.device, precision: torch.dtype | 
         raise CheckpointError(checkpoint, f"a network of its architecture cannot be built ({error})") from error
     network.load_state_dict(_fitted(checkpoint, tensors, network.state_dict()), assign=True)
     network.requires_grad_(False)
-    return Model(network.to(device), architecture, device, precision or choose_precision(device))
+    precision = precision or choose_precision(device)
+    if device.type == "cuda":  # a CPU casts faster than it reads, and its weights stay in the file until they are used
+        cast_encoder_weights(network, device, precision)
+    return Model(network.to(device), architecture, device, precision)
+
+
+def cast_encoder_weights(network: Sam3Image, device: torch.device, precision: torch.dtype) -> None:
+    """Bring the weights of the encoders of images and texts to ``device`` in ``precision``: half the bytes of float32.
+
+    That is what autocast makes of them in every call, so the answers are the same. The rest, an eighth of SAM 3, stays
+    in float32: parts of it leave autocast.
+    """
+    for encoder in (network.backbone.vision_backbone.trunk, network.backbone.language_backbone):
+        for module in encoder.modules():
+            if isinstance(module, torch.nn.Linear | torch.nn.Conv2d | torch.nn.MultiheadAttention):
+                for parameter in module.parameters(recurse=False):
+                    parameter.data = parameter.data.to(device).to(precision)
 
 
 def checkpoint_contents(network: Sam3Image, architecture: Architecture) -> dict[str, Any]:

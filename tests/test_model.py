@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from demo.random_weights import SMALL, write_random_checkpoint
-from sam3_engine.model import CheckpointError, checkpoint_contents, load_model, shared_model
+from sam3_engine.model import CheckpointError, cast_encoder_weights, checkpoint_contents, load_model, shared_model
 from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import GeometricPrompt, TextPrompt
 
@@ -60,6 +60,29 @@ def test_tensors_of_other_float_types_are_converted_and_complex_tables_kept(save
         found = loaded.network.state_dict()[name]
         assert found.dtype == tensor.dtype, name
         assert torch.allclose(found, tensor, atol=1e-2), name
+
+
+@pytest.mark.parametrize("multimask", [False, True])
+def test_encoders_held_in_half_precision_answer_the_same(small_checkpoint, photograph, multimask):
+    prompts = [
+        TextPrompt("yellow school bus"),
+        GeometricPrompt(points=((210, 150), (500, 300)), point_labels=(1, 0)),
+        GeometricPrompt(boxes=((60, 80, 300, 330), (5, 5, 635, 420))),
+    ]
+    as_loaded, cast = (load_model(small_checkpoint, CPU, torch.bfloat16) for _ in range(2))
+    cast_encoder_weights(cast.network, CPU, torch.bfloat16)
+    assert sum(tensor.dtype == torch.bfloat16 for tensor in cast.network.parameters()) > 40
+
+    def answers(model):
+        predictor = Predictor(model)
+        embedding = predictor.encode_image(photograph)
+        return [
+            (segment.score, segment.box, segment.mask.tobytes())
+            for prompt in prompts
+            for segment in predictor.segment(embedding, prompt, confidence_threshold=0, multimask=multimask)
+        ]
+
+    assert answers(cast) == answers(as_loaded)
 
 
 def without(tensors, part):
