@@ -36,8 +36,8 @@ format: $(VENV)/ready  ## bring the code into shape
 	$(RUN) -m ruff format .
 	$(RUN) -m ruff check --fix .
 
-bench: $(VENV)/ready  ## loading, encoding and prompting against direct use of sam3
-	$(RUN) -m benchmarks
+bench: $(VENV)/ready  ## the table of benchmarks/RESULTS.md: loading, encoding, prompting against direct use of sam3
+	$(RUN) -m benchmarks --output benchmarks/RESULTS.md
 
 clean:           ## remove what the other targets made
 	rm -rf $(VENV) .cache/sam3_random.pt demo/output .pytest_cache .mypy_cache .ruff_cache .hypothesis

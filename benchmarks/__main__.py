@@ -1,105 +1,87 @@
-"""Loading and prompting, side by side with direct use of the sam3 package, in one run.
+"""The plugin side by side with direct use of the sam3 package, in one run.
 
-    python -m benchmarks            # full-size network of random weights, on the CPU
+    python -m benchmarks            # full-size network of random weights, on the CPU: ten minutes
+    python -m benchmarks --cuda     # the engine without Ikomia, on a GPU
     python -m benchmarks --small    # a network of small sizes, to try the benchmark itself
 
-Prints medians and their ratio; both sides run in the precision that the plugin chooses for this processor.
+Prints a table of medians; with --output writes it to a file too.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
-import platform
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from benchmarks.direct_use import CPU, DirectUse, package_network
+from benchmarks.engine_rows import encoding_rows, prompt_rows
+from benchmarks.report import HEADER, Row, circumstances
+from benchmarks.setup import HEIGHT, WIDTH, Setup
 from demo.random_weights import SMALL, full_size_checkpoint, write_random_checkpoint
-from sam3_engine.model import load_model
-from sam3_engine.predictor import Predictor
-from sam3_engine.prompts import GeometricPrompt, TextPrompt
-from sam3_engine.runtime import choose_precision
-
-WIDTH, HEIGHT = 1800, 1200
-BOX = (425.0, 600.0, 700.0, 875.0)
-POINT = (520.0, 375.0)
 
 
 def main() -> None:
     """Run the benchmark as the command line asks for it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("--small", action="store_true", help="a network of small sizes")
-    parser.add_argument("--repeat", type=int, default=3, help="runs of each measure, alternating; the median counts")
+    network = parser.add_mutually_exclusive_group()
+    network.add_argument("--cuda", action="store_true", help="the engine alone, on a GPU")
+    network.add_argument("--small", action="store_true", help="a network of small sizes")
+    parser.add_argument("--repeat", type=int, default=3, help="runs of each slow measure; the median counts")
+    parser.add_argument("--runs", type=int, default=1000, help="length of the long series of runs")
+    parser.add_argument("--output", type=Path, help="file for the table, Markdown")
     arguments = parser.parse_args()
 
-    precision = choose_precision(CPU)
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"{'small' if arguments.small else 'full-size'} network of random weights, {precision}, {WIDTH}x{HEIGHT}")
     with tempfile.TemporaryDirectory() as folder:
-        print(f"\n{'step':<24}{'plugin':>10}{'sam3':>10}{'sam3 / plugin':>15}")
-        if arguments.small:  # the package can build only the full size
-            checkpoint = Path(folder) / "small.pt"
-            write_random_checkpoint(checkpoint, SMALL)
-        else:
-            checkpoint = full_size_checkpoint()
-            report("load", lambda: load_model(checkpoint, CPU), lambda: package_network(checkpoint), 1)
-        measure_prompts(checkpoint, precision, arguments.repeat)
+        small = Path(folder) / "small_random.pt"
+        write_random_checkpoint(small, SMALL, seed=47)
+        checkpoint = small if arguments.small else full_size_checkpoint()
+        _into_file_cache(checkpoint)
+        device = torch.device("cuda" if arguments.cuda else "cpu")
+        setup = Setup(checkpoint, not arguments.small, device, arguments.repeat)
+        lines = []
+        for line in itertools.chain(_heading(setup), map(str, _rows(setup, small, arguments.runs))):
+            print(line, flush=True)
+            lines.append(line)
+    if arguments.output:
+        arguments.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def measure_prompts(checkpoint: Path, precision: torch.dtype, repeat: int) -> None:
-    """Time an encoded image and prompts on it on both sides, and print a row for each."""
-    image = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
-    model = load_model(checkpoint, CPU)
-    predictor = Predictor(model)
-    # images and phrases that were seen before would cost the plugin nothing: it remembers two images
-    unseen_images = itertools.cycle([np.roll(image, shift, axis=1) for shift in (1, 2, 3)])
-    unseen_phrases = (f"shoe {number}" for number in itertools.count(1))
-    # on the same network, so that both sides touch the same memory
-    report(
-        "encode an image",
-        lambda: predictor.encode_image(next(unseen_images)),
-        lambda: DirectUse(model.network, precision, image),
-        repeat,
-    )
-    embedding, direct = predictor.encode_image(image), DirectUse(model.network, precision, image)
-    point = GeometricPrompt(points=(POINT,), point_labels=(1,))
-    report(
-        "point, on that image",
-        lambda: [segment.mask for segment in predictor.segment(embedding, point)],
-        lambda: direct.geometry(False, point_coords=np.array([POINT]), point_labels=np.array([1])),
-        repeat,
-    )
-    report(
-        "box, on that image",
-        lambda: [segment.mask for segment in predictor.segment(embedding, GeometricPrompt(boxes=(BOX,)))],
-        lambda: direct.geometry(False, box=np.array(BOX)),
-        repeat,
-    )
-    report(
-        "text, nothing found",
-        lambda: predictor.segment(embedding, TextPrompt(next(unseen_phrases)), confidence_threshold=1.0),
-        lambda: direct.text("shoe", 1.0),
-        repeat,
-    )
+def _into_file_cache(checkpoint: Path) -> None:
+    """Read the file once, lest the first side to load it waits for the disk."""
+    with checkpoint.open("rb") as file:
+        while file.read(2**24):
+            pass
 
 
-def report(step: str, plugin: Callable[[], object], sam3: Callable[[], object], repeat: int) -> None:
-    """Run both in turn and print the medians of their seconds, and the ratio."""
-    seconds: dict[str, list[float]] = {"plugin": [], "sam3": []}
-    for _ in range(repeat):
-        for side, call in (("plugin", plugin), ("sam3", sam3)):
-            start = time.perf_counter()
-            call()
-            seconds[side].append(time.perf_counter() - start)
-    ours, theirs = (statistics.median(seconds[side]) for side in ("plugin", "sam3"))
-    print(f"{step:<24}{ours:>9.2f}s{theirs:>9.2f}s{theirs / ours:>14.2f}x", flush=True)
+def _heading(setup: Setup) -> Iterator[str]:
+    size = "SAM 3's own sizes" if setup.full_size else "small sizes"
+    yield "# What the benchmark measured\n"
+    yield from circumstances(setup.device)
+    yield f"- Network: {size}, random weights; the plugin runs it in {setup.precision_name}"
+    yield f"- Image: {WIDTH}×{HEIGHT}, a drawn scene\n"
+    yield HEADER
+
+
+def _rows(setup: Setup, small: Path, runs: int) -> Iterator[Row]:
+    """All rows; the targets are for SAM 3's own sizes."""
+    for row in _measured(setup, small, runs):
+        yield row if setup.full_size else dataclasses.replace(row, target="", met=None)
+
+
+def _measured(setup: Setup, small: Path, runs: int) -> Iterator[Row]:
+    yield from encoding_rows(setup)
+    yield from prompt_rows(setup)
+    if setup.device.type == "cpu":
+        from benchmarks.plugin_rows import long_series_rows, memory_rows, outside_rows, reuse_rows
+
+        yield from reuse_rows(setup)
+        yield from outside_rows(setup)
+        yield from memory_rows(setup)
+        yield from long_series_rows(small, runs)
 
 
 if __name__ == "__main__":

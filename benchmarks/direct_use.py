@@ -20,25 +20,28 @@ CPU = torch.device("cpu")
 class DirectUse:
     """The package's own calls on one image: ``set_image``, then ``set_text_prompt`` or ``predict_inst``."""
 
-    def __init__(self, network: Sam3Image, precision: torch.dtype, image: np.ndarray) -> None:
+    def __init__(
+        self, network: Sam3Image, precision: torch.dtype, image: np.ndarray, device: torch.device = CPU
+    ) -> None:
         self._network = network
         self._precision = precision
+        self._device = device
         self._resolution = network.inst_interactive_predictor.model.image_size
-        with inference(CPU, precision):
-            self._state = Sam3Processor(network, self._resolution, device="cpu").set_image(PIL.Image.fromarray(image))
+        with inference(device, precision):
+            self._state = Sam3Processor(network, self._resolution, device).set_image(PIL.Image.fromarray(image))
 
     def text(self, phrase: str, threshold: float) -> tuple[np.ndarray, np.ndarray]:
         """Masks (instances, H, W) bool and scores (instances,), by falling score."""
-        with inference(CPU, self._precision):
-            processor = Sam3Processor(self._network, self._resolution, device="cpu", confidence_threshold=threshold)
+        with inference(self._device, self._precision):
+            processor = Sam3Processor(self._network, self._resolution, self._device, confidence_threshold=threshold)
             processor.reset_all_prompts(self._state)
             found = processor.set_text_prompt(phrase, self._state)
         order = found["scores"].float().argsort(descending=True, stable=True)
-        return found["masks"][order, 0].numpy(), found["scores"][order].float().numpy()
+        return found["masks"][order, 0].cpu().numpy(), found["scores"][order].float().cpu().numpy()
 
     def geometry(self, multimask: bool, **prompt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Masks (objects, candidates, H, W) bool and scores (objects, candidates), candidates by falling score."""
-        with inference(CPU, self._precision):
+        with inference(self._device, self._precision):
             masks, scores, _ = self._network.predict_inst(self._state, multimask_output=multimask, **prompt)
         scores = np.atleast_2d(scores)  # the package leaves the objects out where there is one
         masks = masks.reshape(*scores.shape, *masks.shape[-2:]).astype(bool)
@@ -46,12 +49,12 @@ class DirectUse:
         return np.take_along_axis(masks, order[:, :, None, None], axis=1), np.take_along_axis(scores, order, axis=1)
 
 
-def package_network(checkpoint: Path | None) -> Sam3Image:
+def package_network(checkpoint: Path | None, device: torch.device = CPU) -> Sam3Image:
     """The package's own network, with the package's own way of loading a checkpoint; without one it has no weights."""
-    with building_network(CPU, without_weights=checkpoint is None):
+    with building_network(device, without_weights=checkpoint is None):
         network = build_sam3_image_model(
             bpe_path=str(vocabulary_path()),
-            device="cpu",
+            device=device.type,
             checkpoint_path=str(checkpoint) if checkpoint else None,
             load_from_HF=False,
             enable_inst_interactivity=True,

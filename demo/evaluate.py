@@ -1,6 +1,7 @@
 """How good a network is at drawn scenes that it was not trained on.
 
     python -m demo.evaluate demo/sam3_shapes.pt    # a quarter of an hour on two cores
+    python -m demo.evaluate demo/sam3_shapes.pt --input-sizes 252 336 504    # of the network's input, side by side
 
 Prints Markdown tables. All prompts go through the plugin in an Ikomia workflow, except exemplar boxes, which the plugin
 does not have: these go through the sam3 package's own processor.
@@ -142,10 +143,13 @@ class Results:
 
 
 class Examinee:
-    """A checkpoint in the plugin (and for exemplar boxes in the package's processor), asked one question at a time."""
+    """A checkpoint in the plugin (and for exemplar boxes in the package's processor), asked one question at a time.
 
-    def __init__(self, weights: Path, *, cuda: bool = False) -> None:
-        self._plugin = Plugin(model_weight_file=weights, cuda=cuda)
+    The size of the network's input, 0 for its own, is the plugin's.
+    """
+
+    def __init__(self, weights: Path, *, cuda: bool = False, input_size: int = 0) -> None:
+        self._plugin = Plugin(model_weight_file=weights, cuda=cuda, model_input_size=input_size)
         self._model = load_model(weights, choose_device(cuda))
         resolution = self._model.network.inst_interactive_predictor.model.image_size
         with self._model.running():
@@ -273,6 +277,29 @@ def _with_progress(scenes: Iterable[Scene], count: int) -> Iterable[Scene]:
     print("\r" + " " * 40 + "\r", end="", file=sys.stderr, flush=True)
 
 
+def by_input_size(weights: Path, sizes: Iterable[int], cuda: bool, ask: Callable[[Examinee], Results]) -> str:
+    """A table of how good the plugin is with the network's input at several sizes.
+
+    Args:
+        weights: the checkpoint.
+        sizes: sides of the network's input, in pixels.
+        cuda: run on the GPU.
+        ask: asks the same questions of everyone.
+    """
+    kinds = " | ".join(f"{kind}: mean IoU" for kind in OUTLINE_KINDS)
+    lines = [
+        f"| input | phrases: precision | recall | mean IoU | {kinds} |",
+        "|---" * (4 + len(OUTLINE_KINDS)) + "|",
+    ]
+    for size in sizes:
+        results = ask(Examinee(weights, cuda=cuda, input_size=size))
+        phrases = results.found["phrases"]
+        figures = [phrases.precision, phrases.recall, phrases.mean_iou]
+        figures += [float(np.mean(results.outlines[kind].single)) for kind in OUTLINE_KINDS]
+        lines.append(f"| {size}×{size} | {' | '.join(f'{figure:.3f}' for figure in figures)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Evaluate the checkpoint that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m demo.evaluate", description=__doc__.splitlines()[0])
@@ -280,19 +307,34 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=330, help="of each renderer (default: 330)")
     parser.add_argument("--seed", type=int, default=HELD_OUT_SEED, help="of the scenes; training's are small numbers")
     parser.add_argument("--cuda", action="store_true", help="ask on the GPU; times are of the CPU all the same")
+    parser.add_argument("--input-sizes", type=int, nargs="+", help="compare these sizes of the network's input instead")
     arguments = parser.parse_args()
     if not arguments.weights.is_file():
         parser.error(f"there is no file {arguments.weights}")
     with log_levels(ikomia=logging.WARNING):  # else a line for each run
-        examinee = Examinee(arguments.weights, cuda=arguments.cuda)
         for title, drawn in (("Scenes held out", held_out_scenes), ("Scenes of another renderer", pillow_scenes)):
-            random = np.random.default_rng(arguments.seed)
-            scenes = _with_progress(drawn(arguments.scenes, random), arguments.scenes)
-            print(f"### {title}\n\n{evaluate(examinee, scenes, random)}\n", flush=True)
+            print(f"### {title}\n\n{_table(arguments, drawn)}\n", flush=True)
+    if not arguments.input_sizes:
+        _print_times(arguments.weights)
+
+
+def _table(arguments: argparse.Namespace, drawn: Callable[[int, np.random.Generator], Iterable[Scene]]) -> str:
+    def ask(examinee: Examinee, **kinds: Sequence[str]) -> Results:
+        random = np.random.default_rng(arguments.seed)
+        scenes = _with_progress(drawn(arguments.scenes, random), arguments.scenes)
+        return evaluate(examinee, scenes, random, **kinds)
+
+    weights, cuda = arguments.weights, arguments.cuda
+    if arguments.input_sizes:  # exemplar boxes do not go through the plugin
+        return by_input_size(weights, arguments.input_sizes, cuda, lambda examinee: ask(examinee, exemplar_kinds=()))
+    return str(ask(Examinee(weights, cuda=cuda)))
+
+
+def _print_times(weights: Path) -> None:
     precision = str(choose_precision(torch.device("cpu"))).removeprefix("torch.")
     machine = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
     print(f"### Time on one CPU core\n\n{machine}, {precision}, torch {torch.__version__}\n\n| step | ms |\n|---|---|")
-    for step, median in milliseconds(arguments.weights).items():
+    for step, median in milliseconds(weights).items():
         print(f"| {step} | {median:.0f} |")
 
 

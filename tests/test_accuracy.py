@@ -117,6 +117,17 @@ def test_the_command_prints_tables(shapes_checkpoint, monkeypatch, capsys):
     assert re.search(r"\| encode an image \| \d+ \|", printed)
 
 
+def test_the_command_compares_input_sizes(shapes_checkpoint, monkeypatch, capsys):
+    arguments = [str(shapes_checkpoint), "--scenes", "2", "--seed", str(SEED), "--input-sizes", "112", "336"]
+    monkeypatch.setattr("sys.argv", ["evaluate", *arguments])
+    evaluate_main()
+    rows = re.findall(r"^\| (\d+)×\1 \| (.*) \|$", capsys.readouterr().out, re.MULTILINE)
+    assert [size for size, _ in rows] == ["112", "336", "112", "336"]
+    figures = [[float(figure) for figure in row.split(" | ")] for _, row in rows]
+    assert all(len(row) == 7 and np.mean(row) > 0.9 for row in figures[1::2])
+    assert all(np.mean(small) < np.mean(own) for small, own in zip(figures[::2], figures[1::2], strict=True))
+
+
 def test_the_command_says_which_file_is_missing(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["evaluate", "nowhere.pt"])
     with pytest.raises(SystemExit):

@@ -1,0 +1,50 @@
+"""Load a checkpoint in a process of its own, for :mod:`benchmarks`; prints what that took as JSON.
+
+python -m benchmarks.load plugin sam3.pt cpu
+python -m benchmarks.load sam3 sam3.pt cpu     # then encodes an image and segments by a point, too
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.direct_use import DirectUse, package_network
+from benchmarks.setup import HEIGHT, POINT, WIDTH
+from benchmarks.timing import PeakMemory, seconds_of
+from sam3_engine.model import Sam3Image, load_model
+
+
+def main() -> None:
+    """Load as the command line says."""
+    side, checkpoint, device = sys.argv[1], Path(sys.argv[2]), torch.device(sys.argv[3])
+    networks: list[Sam3Image] = []
+
+    def load() -> None:
+        networks.append(
+            load_model(checkpoint, device).network if side == "plugin" else package_network(checkpoint, device)
+        )
+
+    with PeakMemory() as memory:
+        seconds = seconds_of(load)
+    found = {"load": seconds, "peak": memory.peak}
+    if side == "sam3":
+        found["prompt"] = seconds_of(lambda: _prompt(networks[0], device))
+    if device.type == "cuda":
+        found["device"] = torch.cuda.max_memory_allocated()
+    print(json.dumps(found))
+
+
+def _prompt(network: Sam3Image, device: torch.device) -> None:
+    image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    DirectUse(network, torch.float32, image, device).geometry(
+        False, point_coords=np.array([POINT]), point_labels=np.array([1])
+    )
+
+
+if __name__ == "__main__":
+    main()

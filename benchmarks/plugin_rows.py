@@ -1,0 +1,166 @@
+"""Rows for the plugin around the network, in Ikomia workflows on the CPU."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from ikomia import dataprocess
+from ikomia.dataprocess.workflow import Workflow
+
+from benchmarks.report import Row, in_megabytes, in_seconds
+from benchmarks.setup import BOX, HEIGHT, POINT, WIDTH, Setup
+from benchmarks.timing import in_turn, last_line_of, resident_memory, watching
+from demo.plugin import PLUGIN, Plugin
+
+_RUNS_OF_A_MEASURE = 15
+_MANY = 200  # as many as SAM 3 has queries
+_SIDES = (100, 800)  # of the pictures in a long series of runs
+
+
+def reuse_rows(setup: Setup) -> Iterator[Row]:
+    """How often a model is loaded, and an image encoded."""
+    plugin = Plugin(model_weight_file=setup.checkpoint, cuda=False)
+    plugin.load()
+    changes: list[dict[str, Any]] = [
+        {"input_point": [POINT]},
+        {"input_point": [POINT], "multimask_output": True},
+        {"input_box": [BOX]},
+        {"input_text": "shoe", "confidence_threshold": 1},
+        {"input_text": "hat", "confidence_threshold": 0.99},
+    ]
+    model = sys.modules[f"{PLUGIN}.sam3_engine.model"]
+    with mock.patch.object(model, "load_model", wraps=model.load_model) as load:
+        for change in changes:
+            plugin.segment(setup.image, **change)
+        yield Row(
+            f"{len(changes)} runs with other parameters", f"{load.call_count} loads", "", "", "0", not load.called
+        )
+
+        workflow = Workflow()
+        tasks = [workflow.add_task(name=PLUGIN, auto_connect=True) for _ in range(2)]
+        for task in tasks:
+            task.set_parameters(plugin.algorithm.get_parameters())
+        backbone = plugin.algorithm._model.network.backbone
+        with mock.patch.object(backbone, "forward_image", wraps=backbone.forward_image) as encode:
+            unseen = np.roll(setup.image, 5, axis=1)
+            workflow.run_on(array=unseen)
+            plugin.segment(unseen, input_point=[POINT])
+        yield Row(
+            "two tasks and a second workflow, one image",
+            f"{load.call_count} loads, {encode.call_count} encoding",
+            "",
+            "",
+            "0 and 1",
+            not load.called and encode.call_count == 1,
+        )
+
+
+def outside_rows(setup: Setup) -> Iterator[Row]:
+    """What the plugin takes around the network, in whose place discs are answered."""
+    plugin, image = Plugin(model_weight_file=setup.checkpoint, cuda=False), setup.image
+    plugin.segment(image, input_point=[POINT])  # now it is encoded
+    predictor, segments = (sys.modules[f"{PLUGIN}.sam3_engine.{name}"] for name in ("predictor", "segments"))
+
+    def detect(_predictor: object, _embedding: object, phrase: str) -> object:
+        discs = _discs(int(phrase.split()[0]))
+        return predictor._Instances([0.9] * len(discs), [(0.0, 0.0, 1.0, 1.0)] * len(discs), discs)
+
+    with mock.patch.object(predictor.Predictor, "_detect", detect):
+        places = {
+            "hash of the image": (predictor, "content_digest"),
+            "mask at the image's size": (segments, "label_map"),
+            "output with its polygons": (plugin.algorithm, "_write_mask"),
+        }
+        runs = []
+        for _ in range(_RUNS_OF_A_MEASURE):
+            with watching(places) as seconds, watching({"run": (plugin, "segment")}) as whole:
+                plugin.segment(image, input_text="1 disc")
+            runs.append({**seconds, "rest": whole["run"] - sum(seconds.values()), **whole})
+        medians = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+        run = medians.pop("run")
+        parts = ", ".join(f"{name} {in_seconds(seconds)}" for name, seconds in medians.items())
+        yield Row("outside the network, one mask", in_seconds(run), parts, "", "< 60 ms", run < 0.06)
+
+        (output,) = plugin.segment(image, input_text=f"{_MANY} discs")
+        label_map, names, colours = output.get_mask(), output.get_class_names(), output.get_colors()
+
+        def set_mask() -> None:
+            bare = dataprocess.CSemanticSegmentationIO()
+            bare.set_class_names(names)
+            bare.set_class_colors(colours)
+            bare.set_mask(label_map)
+
+        taken = in_turn(
+            setup.repeat,
+            plugin=lambda: plugin.segment(image, input_text=f"{_MANY} discs"),
+            set_mask=set_mask,
+        )
+        yield Row.within(
+            f"outside the network, {_MANY} instances", taken["plugin"], "`set_mask`", taken["set_mask"], 1.3
+        )
+
+
+def _discs(count: int) -> torch.Tensor:
+    """(count, 288, 288) mask logits in bfloat16 of discs side by side."""
+    columns, rows = 20, 10
+    y, x = torch.meshgrid(torch.arange(288), torch.arange(288), indexing="ij")
+    centres = [
+        ((number % columns + 0.5) * 288 / columns, (number // columns + 0.5) * 288 / rows) for number in range(count)
+    ]
+    return torch.stack([6 - ((x - left) ** 2 + (y - top) ** 2).sqrt() for left, top in centres]).bfloat16()
+
+
+def memory_rows(setup: Setup) -> Iterator[Row]:
+    """How much more memory a large image takes."""
+    sizes = ((WIDTH, HEIGHT), (6000, 4000))
+    peaks = [int(last_line_of("benchmarks.memory", setup.checkpoint, *size)) for size in sizes]
+    needed = 4 * (6000 * 4000 - WIDTH * HEIGHT)  # three bytes of each pixel are the image's, one the label map's
+    more = peaks[1] - peaks[0] - needed
+    yield Row(
+        "memory of the process, at most, all instances at 6000×4000",
+        in_megabytes(peaks[1]),
+        f"at {WIDTH}×{HEIGHT}: {in_megabytes(peaks[0])}; image and label map are {in_megabytes(needed)} larger",
+        f"{more / 1e6:+,.0f} MB",
+        "< +500 MB",
+        more < 500e6,
+    )
+
+
+def long_series_rows(checkpoint: Path, runs: int) -> Iterator[Row]:
+    """Memory over many runs with changing prompts and pictures, on a network of small sizes."""
+    plugin, random = Plugin(model_weight_file=checkpoint, cuda=False), np.random.default_rng(0)
+    boxes = [[5, 5, 50, 50], [8, 8, 60, 60], [3, 3, 40, 40]]
+    prompts: list[dict[str, Any]] = [
+        {"input_text": "shoe"},
+        {"input_point": [[5, 5]]},
+        {"input_box": boxes[0], "multimask_output": True},
+        {"input_box": boxes, "multimask_output": True},
+        {"input_box": boxes},
+    ]
+    sizes = []
+    for run, prompt in zip(range(runs), itertools.cycle(prompts)):
+        image = random.integers(0, 256, (*random.integers(*_SIDES, 2), 3), np.uint8)
+        plugin.segment(
+            image, **{name: f"{value} {run}" if name == "input_text" else value for name, value in prompt.items()}
+        )
+        gc.collect()
+        sizes.append(resident_memory())
+    tenth = runs // 10
+    grown = statistics.median(sizes[-tenth:]) - statistics.median(sizes[tenth : 2 * tenth])
+    yield Row(
+        f"{runs:,} runs, small network",
+        in_megabytes(statistics.median(sizes[-tenth:])),
+        f"after {2 * tenth} runs: {in_megabytes(statistics.median(sizes[tenth : 2 * tenth]))}",
+        f"{grown / 1e6:+.0f} MB",
+        "≤ +20 MB",
+        grown <= 20e6,
+    )

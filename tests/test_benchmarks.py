@@ -1,0 +1,63 @@
+"""The benchmark runs and writes its table. What it measures is for people to judge: no test depends on a time."""
+
+import re
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.report import Row
+from benchmarks.timing import PeakMemory, in_turn, watching
+
+
+def test_a_small_network_gives_every_row_that_needs_no_full_size_one(monkeypatch, tmp_path, capsys):
+    page = tmp_path / "results.md"
+    options = ["--small", "--repeat", "1", "--runs", "20", "--output", str(page)]
+    monkeypatch.setattr("sys.argv", ["benchmarks", *options])
+    main()
+    written = page.read_text(encoding="utf-8")
+    assert written in capsys.readouterr().out
+    for fact in ("Machine: ", "Versions: Python ", "Date: ", "Network: small sizes"):
+        assert f"- {fact}" in written
+    rows = re.findall(r"^\| (.+?) \| .* \|  \|  \|$", written, re.MULTILINE)  # the targets are for the full size
+    assert len(rows) == len(set(rows)) == 14
+    assert "| 0 loads, 1 encoding |" in written
+    assert re.search(r"^\| 5 runs with other parameters \| 0 loads \|", written, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("row", "result", "met"),
+    [
+        (Row.faster("x", 2.0, "y", 30.0, 10), "15.0× faster", True),
+        (Row.faster("x", 2.0, "y", 18.0, 10), "9.0× faster", False),
+        (Row.within("x", 1.02, "y", 1.0, 1.03), "1.02×", True),
+        (Row.within("x", 1.05, "y", 1.0, 1.03), "1.05×", False),
+    ],
+)
+def test_a_row_says_whether_its_target_is_met(row, result, met):
+    assert (row.result, row.met) == (result, met)
+
+
+def test_calls_take_turns():
+    order = []
+    medians = in_turn(3, first=lambda: order.append(1), second=lambda: order.append(2))
+    assert order == [1, 2] * 3
+    assert set(medians) == {"first", "second"}
+
+
+def test_what_is_watched_is_put_back():
+    original = sys.getsizeof
+    with watching({"size": (sys, "getsizeof")}) as seconds:
+        assert sys.getsizeof([]) > 0
+    assert seconds["size"] > 0
+    assert sys.getsizeof is original
+
+
+def test_peak_memory_sees_what_is_freed_again():
+    with PeakMemory() as memory:
+        block = np.ones(200_000_000, np.uint8)
+        time.sleep(0.1)
+        del block
+    assert memory.peak - memory.before > 150e6
