@@ -20,8 +20,11 @@ _PROMPTS = 5  # runs of a prompt. An image remembers the answers for four phrase
 
 
 def encoding_rows(setup: Setup) -> Iterator[Row]:
-    """Encoding an image, at the network's own size and at half of it."""
-    half = Predictor(setup.predictor.model, input_size=setup.predictor.resolution // 2)
+    """Encoding an image, at the network's own size and at smaller ones."""
+    own_size = setup.predictor.resolution
+    half, two_thirds = (
+        Predictor(setup.predictor.model, input_size=size) for size in (own_size // 2, own_size * 2 // 3)
+    )
     unseen = setup.unseen_images()
     setup.predictor.encode_image(next(unseen))  # reads the weights from the file
     seconds = in_turn(
@@ -29,13 +32,15 @@ def encoding_rows(setup: Setup) -> Iterator[Row]:
         plugin=lambda: setup.predictor.encode_image(next(unseen)),
         sam3=lambda: setup.direct(next(unseen)),
         float32=lambda: setup.direct(next(unseen), torch.float32),
+        two_thirds=lambda: two_thirds.encode_image(next(unseen)),
         half=lambda: half.encode_image(next(unseen)),
     )
     ours = seconds["plugin"]
     yield Row.faster("encode an image", ours, "`set_image` in float32", seconds["float32"], 2)
     yield Row.within("the same", ours, f"`set_image` in {setup.precision_name}", seconds["sam3"], 1.03)
-    own_size = f"at {setup.predictor.resolution}"
-    yield Row.faster(f"encode at `model_input_size` {half.resolution}", seconds["half"], own_size, ours, 4)
+    for predictor, of_size, at_least in ((half, "half", 4), (two_thirds, "two_thirds", 2)):
+        measure = f"encode at `model_input_size` {predictor.resolution}"
+        yield Row.faster(measure, seconds[of_size], f"at {own_size}", ours, at_least)
 
 
 def prompt_rows(setup: Setup) -> Iterator[Row]:
