@@ -1,6 +1,6 @@
 """The plugin side by side with direct use of the sam3 package, in one run.
 
-    python -m benchmarks            # full-size network of random weights, on the CPU: ten minutes
+    python -m benchmarks            # full-size network of random weights, on the CPU: a quarter of an hour
     python -m benchmarks --cuda     # the engine without Ikomia, on a GPU
     python -m benchmarks --small    # a network of small sizes, to try the benchmark itself
 
