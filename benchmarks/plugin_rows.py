@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-import itertools
+import json
 import statistics
 import sys
 from collections.abc import Iterator
@@ -18,12 +17,11 @@ from ikomia.dataprocess.workflow import Workflow
 
 from benchmarks.report import Row, in_megabytes, in_seconds
 from benchmarks.setup import BOX, HEIGHT, POINT, WIDTH, Setup
-from benchmarks.timing import in_turn, last_line_of, resident_memory, watching
+from benchmarks.timing import in_turn, last_line_of, watching
 from demo.plugin import PLUGIN, Plugin
 
 _RUNS_OF_A_MEASURE = 15
 _MANY = 200  # as many as SAM 3 has queries
-_SIDES = (100, 800)  # of the pictures in a long series of runs
 
 
 def reuse_rows(setup: Setup) -> Iterator[Row]:
@@ -137,30 +135,14 @@ def memory_rows(setup: Setup) -> Iterator[Row]:
 
 def long_series_rows(checkpoint: Path, runs: int) -> Iterator[Row]:
     """Memory over many runs with changing prompts and pictures, on a network of small sizes."""
-    plugin, random = Plugin(model_weight_file=checkpoint, cuda=False), np.random.default_rng(0)
-    boxes = [[5, 5, 50, 50], [8, 8, 60, 60], [3, 3, 40, 40]]
-    prompts: list[dict[str, Any]] = [
-        {"input_text": "shoe"},
-        {"input_point": [[5, 5]]},
-        {"input_box": boxes[0], "multimask_output": True},
-        {"input_box": boxes, "multimask_output": True},
-        {"input_box": boxes},
-    ]
-    sizes = []
-    for run, prompt in zip(range(runs), itertools.cycle(prompts)):
-        image = random.integers(0, 256, (*random.integers(*_SIDES, 2), 3), np.uint8)
-        plugin.segment(
-            image, **{name: f"{value} {run}" if name == "input_text" else value for name, value in prompt.items()}
-        )
-        gc.collect()
-        sizes.append(resident_memory())
+    sizes = json.loads(last_line_of("benchmarks.series", checkpoint, runs))
     tenth = runs // 10
-    grown = statistics.median(sizes[-tenth:]) - statistics.median(sizes[tenth : 2 * tenth])
+    early, late = (statistics.median(part) for part in (sizes[tenth : 2 * tenth], sizes[-tenth:]))
     yield Row(
         f"{runs:,} runs, small network",
-        in_megabytes(statistics.median(sizes[-tenth:])),
-        f"after {2 * tenth} runs: {in_megabytes(statistics.median(sizes[tenth : 2 * tenth]))}",
-        f"{grown / 1e6:+.0f} MB",
+        in_megabytes(late),
+        f"after {2 * tenth} runs: {in_megabytes(early)}",
+        f"{(late - early) / 1e6:+.0f} MB",
         "≤ +20 MB",
-        grown <= 20e6,
+        late - early <= 20e6,
     )
