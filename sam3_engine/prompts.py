@@ -37,10 +37,14 @@ class PromptError(ValueError):
         parameter: name of the parameter at fault.
         value: what it held; a long value is shortened in the message.
         reason: what is wrong and what is expected.
+
+    Attributes:
+        parameter: as given.
     """
 
     def __init__(self, parameter: str, value: object, reason: str) -> None:
         super().__init__(f"{parameter} = {quote(value)}: {reason}.")
+        self.parameter = parameter
 
 
 @dataclass(frozen=True)
@@ -128,12 +132,8 @@ def choose_prompt(
     Raises:
         PromptError: a string that counts does not hold what its parameter expects.
     """
-    phrase = " ".join(input_text.split())
+    phrase = parse_phrase(input_text)
     if phrase:
-        if len(phrase) > _LONGEST_PHRASE:
-            raise PromptError(
-                "input_text", input_text, f"expected a noun phrase of at most {_LONGEST_PHRASE} characters"
-            )
         unused = [
             name
             for name, given in (
@@ -154,6 +154,32 @@ def choose_prompt(
     return _usable(chosen) if chosen else None
 
 
+def prompt_errors(
+    input_text: str = "", input_box: str = "", input_point: str = "", input_point_label: str = ""
+) -> dict[str, str]:
+    """What is wrong with each of the prompt strings, to be shown while they are typed.
+
+    Args:
+        input_text, input_box, input_point, input_point_label: see :func:`choose_prompt`.
+
+    Returns:
+        Names of parameters that do not hold what they are to hold, to the messages of their errors.
+    """
+    errors: dict[str, str] = {}
+    for parse in (
+        lambda: parse_phrase(input_text),
+        lambda: parse_boxes(input_box),
+        lambda: parse_points(input_point),
+        lambda: parse_point_labels(input_point_label),
+        lambda: _typed_prompt("", input_point, input_point_label),  # one label for each point?
+    ):
+        try:
+            parse()
+        except PromptError as error:
+            errors.setdefault(error.parameter, str(error))
+    return errors
+
+
 def drawn_prompt(rectangles: Sequence[Box], points: Sequence[Point]) -> GeometricPrompt:
     """The prompt that drawn graphics stand for.
 
@@ -163,6 +189,18 @@ def drawn_prompt(rectangles: Sequence[Box], points: Sequence[Point]) -> Geometri
     """
     label = BACKGROUND if rectangles else FOREGROUND
     return GeometricPrompt(tuple(rectangles), tuple(points), (label,) * len(points), drawn=True)
+
+
+def parse_phrase(text: str) -> str:
+    """The noun phrase that ``text`` holds, with single spaces; blank gives none.
+
+    Raises:
+        PromptError: see the module.
+    """
+    phrase = " ".join(text.split())
+    if len(phrase) > _LONGEST_PHRASE:
+        raise PromptError("input_text", text, f"expected a noun phrase of at most {_LONGEST_PHRASE} characters")
+    return phrase
 
 
 def parse_boxes(text: str) -> tuple[Box, ...]:

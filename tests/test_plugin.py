@@ -1,13 +1,10 @@
-"""What Ikomia and its HUB see of the plugin: information, factories, packaging, the settings panel."""
+"""What Ikomia and its HUB see of the plugin: information, factories, packaging."""
 
 import importlib
-import json
-import os
 import re
 import struct
 import subprocess
 import sys
-from pathlib import Path
 
 import cv2
 import pytest
@@ -110,53 +107,3 @@ def test_ikomias_installer_takes_the_requirements_in_the_right_order():
 
 def test_what_is_installed_is_what_is_required():
     subprocess.run([sys.executable, "-m", "pip", "check"], check=True, capture_output=True)
-
-
-PANEL = """
-import json, os, sys
-from PyQt6.QtWidgets import QApplication, QLineEdit, QSpinBox, QDoubleSpinBox, QCheckBox
-application = QApplication([])
-sys.path.insert(0, {plugins!r})
-from {plugin}.{plugin} import IkomiaPlugin
-entry = IkomiaPlugin()
-parameters = entry.get_param_factory().create()
-parameters.set_values(json.loads({given!r}))
-panel = entry.get_widget_factory().create(parameters)
-window = panel._layout.parentWidget()
-window.show()
-for name, value in json.loads({typed!r}).items():
-    kind = {{bool: QCheckBox, int: QSpinBox, float: QDoubleSpinBox, str: QLineEdit}}[type(value)]
-    field = window.findChild(kind, name)
-    {{bool: lambda: field.setChecked(value), str: lambda: field.setText(value)}}.get(
-        type(value), lambda: field.setValue(value)
-    )()
-panel.on_apply()
-assert "torch" not in sys.modules
-print(json.dumps(parameters.get_values()))
-"""
-
-
-@pytest.mark.parametrize(
-    ("given", "typed"),
-    [
-        ({}, {}),
-        ({"input_text": "shoe", "confidence_threshold": "0.3", "multimask_output": "True"}, {}),
-        ({"input_box": "[[1, 2, 3, 4]]", "model_weight_file": "/a/b.pt"}, {"input_box": "[5, 6, 7, 8]"}),
-        ({}, {"input_size_percent": 50, "confidence_threshold": 0.25, "multimask_output": True, "input_text": "shoe"}),
-        ({}, {"model_input_size": 504}),
-        ({"model_input_size": "2016"}, {}),
-        ({"model_input_size": "0"}, {}),
-        ({"input_text": "shoe"}, {"input_text": "", "input_point": "[[1, 2", "input_point_label": "[0]"}),
-    ],
-)
-def test_the_settings_panel_shows_and_changes_the_parameters(plugins_directory, given, typed):
-    """In real Qt, in a process of its own: an application cannot be had twice."""
-    code = PANEL.format(
-        plugins=str(plugins_directory / "Python"), plugin=PLUGIN, given=json.dumps(given), typed=json.dumps(typed)
-    )
-    environment = {**os.environ, "QT_QPA_PLATFORM": "offscreen", "XDG_RUNTIME_DIR": str(Path(plugins_directory))}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
-    applied = json.loads(done.stdout.splitlines()[-1])
-    wanted = {**given, **{name: str(value) for name, value in typed.items()}}
-    assert {name: applied[name] for name in wanted} == wanted

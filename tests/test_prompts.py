@@ -19,6 +19,7 @@ from sam3_engine.prompts import (
     parse_boxes,
     parse_point_labels,
     parse_points,
+    prompt_errors,
     quote,
 )
 
@@ -648,6 +649,38 @@ def test_any_texts_give_a_prompt_or_a_refusal(text, box, point, labels, drawn):
     else:
         assert isinstance(prompt, TextPrompt) == bool(text.strip())
         assert drawn is None or prompt is not None
+
+
+MALFORMED_TOGETHER = [
+    ({}, {}),
+    ({"input_text": "shoe", "input_box": "[1, 2, 3, 4]", "input_point": "(1, 2)", "input_point_label": "1"}, {}),
+    ({"input_text": "shoe", "input_box": "[1, 2"}, {"input_box": "cannot be read"}),
+    ({"input_point": "[1, 2", "input_point_label": "[7]"}, {"input_point": "read", "input_point_label": "'7' is not"}),
+    ({"input_point": "[1, 2]", "input_point_label": "[1, 0]"}, {"input_point_label": "2 label(s) for 1 point(s)"}),
+    ({"input_point": "[1, 2", "input_point_label": "[1, 0]"}, {"input_point": "cannot be read"}),
+    ({"input_point_label": "1"}, {"input_point_label": "1 label(s) for 0 point(s)"}),
+    ({"input_text": "x" * 1001, "input_box": "[]"}, {"input_text": "at most 1000 characters"}),
+]
+
+
+@pytest.mark.parametrize(("typed", "reasons"), MALFORMED_TOGETHER)
+def test_the_errors_of_all_parameters_are_told_at_once(typed, reasons):
+    errors = prompt_errors(**typed)
+    assert list(errors) == list(reasons)
+    for name, reason in reasons.items():
+        assert_quotes(errors[name], name, typed[name])
+        assert reason in errors[name]
+
+
+@given(box=ANY_TEXT, point=ANY_TEXT, labels=ANY_TEXT)
+def test_there_are_errors_where_a_run_would_refuse_and_one_of_them_is_its_own(box, point, labels):
+    errors = prompt_errors("", box, point, labels)
+    try:
+        choose_prompt("", box, point, labels)
+    except PromptError as refused:
+        assert errors[refused.parameter] == str(refused)  # noqa: PT017
+    else:
+        assert errors == {}
 
 
 NUMBERS = st.integers(-(10**9), 10**9) | st.floats(-1e9, 1e9, allow_subnormal=False)

@@ -446,3 +446,5 @@ def test_the_steps_emitted_are_the_steps_announced(run, algorithm, monkeypatch, 
     monkeypatch.setattr(algorithm, "emit_step_progress", lambda: emitted.append(1), raising=False)
     run(**prompt)
     assert len(emitted) == algorithm.get_progress_steps()
+    run(**prompt)  # now the model, the image and the answer are there
+    assert len(emitted) == 2 * algorithm.get_progress_steps()

@@ -1,0 +1,76 @@
+"""Pictures of the settings panel that Ikomia Studio shows, made without a screen.
+
+python -m demo.panel    # writes demo/output/panel_empty.png, panel_filled.png and panel_error.png
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .plugin import PLUGIN, register_checkout
+
+OUTPUT = Path(__file__).resolve().parent / "output"
+SIZE = 460, 470  # of the pictures, in pixels
+
+FILLED = {
+    "input_text": "shoe",
+    "confidence_threshold": "0.3",
+    "input_box": "[[425, 600, 700, 875]]",
+    "input_point": "[[575, 750]]",
+    "input_point_label": "[0]",
+    "multimask_output": "True",
+    "input_size_percent": "50",
+    "model_input_size": "672",
+    "model_weight_file": "/home/me/sam3.pt",
+}
+MALFORMED = {"input_box": "[[425, 600, 700", "input_point": "[[500, 375], [1125, 625]]", "input_point_label": "[1]"}
+
+
+def open_panel(parameters: Mapping[str, str]) -> Any:
+    """The panel of the plugin, shown, for given values of some of the parameters.
+
+    There must be a ``QApplication``. The panel's ``window``, a ``QWidget``, is valid as long as the panel is.
+    """
+    sys.path.insert(0, str(Path(register_checkout().name) / "Python"))
+    entry = importlib.import_module(f"{PLUGIN}.{PLUGIN}").IkomiaPlugin()
+    values = entry.get_param_factory().create()
+    values.set_values(dict(parameters))
+    panel = entry.get_widget_factory().create(values)
+    panel.window = panel._layout.parentWidget().window()
+    panel.window.show()
+    return panel
+
+
+def save_picture(parameters: Mapping[str, str], path: Path) -> None:
+    """Write a picture of the panel, PNG. There must be a ``QApplication``."""
+    from PyQt6.QtWidgets import QApplication
+
+    panel = open_panel(parameters)
+    panel.window.resize(*SIZE)
+    QApplication.processEvents()
+    panel.window.grab().save(str(path))
+
+
+def main() -> None:
+    """Write the pictures."""
+    os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+    import ikomia  # noqa: F401 - its Qt is to be loaded before PyQt's
+
+    # isort: split
+    from PyQt6.QtWidgets import QApplication
+
+    application = QApplication([])
+    OUTPUT.mkdir(exist_ok=True)
+    for name, parameters in (("empty", {}), ("filled", FILLED), ("error", MALFORMED)):
+        save_picture(parameters, OUTPUT / f"panel_{name}.png")
+        print(f"demo/output/panel_{name}.png")
+    application.quit()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Types into the settings panel and presses Apply, in real Qt, for :mod:`test_panel`.
+
+Reads what to do as JSON from the command line, prints what came of it as JSON. A process of its own, since a process
+can have only one ``QApplication``.
+"""
+
+import hashlib
+import json
+import sys
+
+from ikomia.dataprocess.workflow import Workflow  # its Qt is to be loaded before PyQt's
+
+# isort: split
+from PyQt6.QtWidgets import QAbstractSpinBox, QApplication, QCheckBox, QFileDialog, QLabel, QLineEdit, QPushButton
+
+from demo.panel import open_panel
+from demo.plugin import PLUGIN
+
+FIELDS = (QCheckBox, QAbstractSpinBox, QLineEdit)
+
+
+def field(panel, name):
+    return next(found for kind in FIELDS if (found := panel.window.findChild(kind, name)) is not None)
+
+
+def type_into(widget, value):
+    if isinstance(widget, QCheckBox):
+        widget.setChecked(value)
+    elif isinstance(widget, QLineEdit):
+        widget.setText(value)
+    else:
+        widget.setValue(value)
+
+
+def shown_in(widget):
+    return widget.isChecked() if isinstance(widget, QCheckBox) else widget.text()
+
+
+def press(panel, text):
+    next(button for button in panel.window.findChildren(QPushButton) if button.text() == text).click()
+
+
+def digest(mask):
+    return hashlib.sha256(mask.get_mask()).hexdigest()
+
+
+def look_at(panel):
+    names = panel.parameters.get_values()
+    marked = [name for name in names if "red" in field(panel, name).styleSheet()]
+    return {
+        "marked": {name: field(panel, name).toolTip() for name in marked},
+        "tooltips": {name: field(panel, name).toolTip() for name in names},
+        "labels": [label.text() for label in panel.window.findChildren(QLabel)],
+        "disabled": [name for name in names if not field(panel, name).isEnabled()],
+        "shown": {name: shown_in(field(panel, name)) for name in names},
+    }
+
+
+def main():
+    task = json.loads(sys.argv[1])
+    application = QApplication([])  # noqa: F841 - Qt wants it to be kept
+    panel = open_panel(task.get("given", {}))
+    found = {"opened": look_at(panel)}
+    if "chosen_file" in task:
+        QFileDialog.getOpenFileName = lambda *_: (task["chosen_file"], "")
+        press(panel, "Browse...")
+    for name, value in task.get("typed", {}).items():
+        type_into(field(panel, name), value)
+    found["typed"] = look_at(panel)
+    for name, value in task.get("corrected", {}).items():
+        type_into(field(panel, name), value)
+    press(panel, "Apply")
+    found["applied"] = panel.parameters.get_values()
+    found["torch or sam3"] = [name for name in ("torch", "sam3") if name in sys.modules]
+    again = open_panel(found["applied"])
+    found["opened again"] = look_at(again)
+    if "run_on" in task:
+        workflow = Workflow()
+        algorithm = workflow.add_task(name=PLUGIN, auto_connect=True)
+        algorithm.set_param_object(panel.parameters)
+        workflow.run_on(path=task["run_on"])
+        found["masks"] = [[mask.description, digest(mask)] for mask in algorithm.get_outputs()[1:]]
+    print(json.dumps(found))
+    del panel, again  # before their application
+
+
+main()

@@ -1,0 +1,170 @@
+"""The settings panel of Ikomia Studio, in real Qt: what it shows, marks, hands over and brings back."""
+
+import hashlib
+import html
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+
+from demo.plugin import REPOSITORY, Plugin
+from sam3_engine.prompts import prompt_errors
+from sam3_engine.settings import Settings
+
+DEFAULTS = Settings(cuda=False).to_strings()
+EVERYTHING = {
+    "input_size_percent": 50,
+    "model_input_size": 504,
+    "model_weight_file": "/a/b.pt",
+    "input_text": "shoe",
+    "confidence_threshold": 0.25,
+    "input_box": "[[5, 6, 7, 8]]",
+    "input_point": "[[1, 2]]",
+    "input_point_label": "[0]",
+    "multimask_output": True,
+}
+
+
+@pytest.fixture
+def use_panel(tmp_path, monkeypatch):
+    """Does what it is told with a panel, and says what came of it; see :mod:`panel_user`."""
+    monkeypatch.setenv("QT_QPA_PLATFORM", "offscreen")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+
+    def use(**task):
+        command = [sys.executable, str(Path(__file__).with_name("panel_user.py")), json.dumps(task)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return use
+
+
+def test_a_new_panel_shows_the_defaults_and_marks_nothing(use_panel):
+    found = use_panel()
+    assert found["opened"]["shown"] == {
+        "cuda": False,
+        "input_size_percent": "100 %",
+        "model_input_size": "as trained",
+        "model_weight_file": "",
+        "input_text": "",
+        "confidence_threshold": "0.500",
+        "input_box": "",
+        "input_point": "",
+        "input_point_label": "",
+        "multimask_output": False,
+    }
+    assert found["opened"]["marked"] == {}
+    assert found["applied"] == DEFAULTS
+
+
+def test_every_field_has_a_label_and_a_tooltip(use_panel):
+    opened = use_panel()["opened"]
+    for label in ("CUDA", "Text prompt", "Box coord. [[xyxy]]", "Point coord. [[xy]]", "Point label [i]"):
+        assert label in opened["labels"]
+    assert len(opened["labels"]) == len(opened["tooltips"]) == len(DEFAULTS)
+    assert all(len(tooltip) > 20 for tooltip in opened["tooltips"].values())
+    for name, example in (("input_box", "[[425, 600, 700, 875]]"), ("input_point", "[[520, 375]]")):
+        assert example in opened["tooltips"][name]
+
+
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_what_is_typed_is_applied_and_nothing_else(use_panel, name):
+    found = use_panel(typed={name: EVERYTHING[name]})
+    assert found["applied"] == {**DEFAULTS, name: str(EVERYTHING[name])}
+
+
+def test_what_was_applied_is_shown_when_the_panel_is_opened_again(use_panel):
+    found = use_panel(typed=EVERYTHING)
+    assert found["typed"]["shown"] != found["opened"]["shown"]
+    assert found["opened again"] == found["typed"]
+
+
+def test_a_field_can_be_emptied_and_a_value_taken_back(use_panel):
+    given = {"input_text": "shoe", "model_input_size": "504", "multimask_output": "True"}
+    found = use_panel(given=given, typed={"input_text": "", "model_input_size": 98, "multimask_output": False})
+    assert found["applied"] == DEFAULTS
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"cuda": "True"},  # of a workflow that was made where there is a GPU
+        {"confidence_threshold": "0.12345"},
+        {"input_box": " [[1, 2,\t3, 4]]"},
+        {"model_weight_file": "C:\\weights\\sam3.pt "},
+    ],
+)
+def test_what_is_not_touched_stays_as_it_is_stored(use_panel, stored):
+    found = use_panel(given=stored, typed={"input_text": "shoe"})
+    assert found["applied"] == {**DEFAULTS, **stored, "input_text": "shoe"}
+
+
+def test_cuda_cannot_be_chosen_where_there_is_no_gpu(use_panel):
+    found = use_panel(given={"cuda": "True"})
+    assert found["opened"]["disabled"] == ["cuda"]
+    assert found["opened"]["shown"]["cuda"] is False
+
+
+def test_a_chosen_file_is_the_checkpoint(use_panel):
+    assert use_panel(chosen_file="/a/b.pt")["applied"]["model_weight_file"] == "/a/b.pt"
+
+
+def test_a_cancelled_choice_leaves_the_checkpoint(use_panel):
+    found = use_panel(given={"model_weight_file": "/a/b.pt"}, chosen_file="")
+    assert found["applied"]["model_weight_file"] == "/a/b.pt"
+
+
+@pytest.mark.parametrize(
+    ("typed", "marked"),
+    [
+        ({"input_box": "[[1, 2, 3"}, {"input_box"}),
+        ({"input_box": "[[1, 2, 3]]"}, {"input_box"}),
+        ({"input_box": "[[5, 5, 1, 1]]"}, {"input_box"}),
+        ({"input_box": "<b>[[1, 2, 3, 4]]</b>"}, {"input_box"}),
+        ({"input_point": "[[1, 2"}, {"input_point"}),
+        ({"input_point": "[[1, 2]]", "input_point_label": "[2]"}, {"input_point_label"}),
+        ({"input_point": "[[1, 2]]", "input_point_label": "[1, 0]"}, {"input_point_label"}),
+        (
+            {"input_point": "[[1, 2", "input_point_label": "[5]", "input_box": "x"},
+            {"input_box", "input_point", "input_point_label"},
+        ),
+        ({"input_text": "shoe " * 1000}, {"input_text"}),
+        ({"input_text": "shoe", "input_box": "[1, 2, 3, 4]", "input_point": "(1, 2)", "input_point_label": "1"}, set()),
+    ],
+)
+def test_what_is_malformed_is_marked_as_it_is_typed_and_unmarked_when_it_is_corrected(use_panel, typed, marked):
+    found = use_panel(typed=typed, corrected=dict.fromkeys(typed, ""))
+    errors = prompt_errors(**typed)
+    assert set(errors) == marked
+    assert found["typed"]["marked"] == {name: f"<p>{html.escape(message)}</p>" for name, message in errors.items()}
+    assert found["opened again"]["marked"] == {}
+
+
+def test_what_was_stored_malformed_is_marked_at_once(use_panel):
+    assert set(use_panel(given={"input_point": "[["})["opened"]["marked"]) == {"input_point"}
+
+
+def test_opening_and_applying_need_neither_torch_nor_sam3(use_panel):
+    assert use_panel(typed=EVERYTHING)["torch or sam3"] == []
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        {"input_text": "shoe", "confidence_threshold": 0.1, "input_box": "[[1, 2"},  # half-finished, and not used
+        {"input_box": "[[60, 80, 300, 330], [5, 5, 635, 420]]", "multimask_output": True, "input_size_percent": 50},
+        {"input_point": "[[210, 150], [500, 300]]", "input_point_label": "[1, 0]", "model_input_size": 140},
+    ],
+)
+def test_what_is_applied_is_what_runs(use_panel, typed, small_checkpoint, photograph, tmp_path):
+    picture = tmp_path / "china.png"
+    cv2.imwrite(str(picture), cv2.cvtColor(photograph, cv2.COLOR_RGB2BGR))
+    found = use_panel(typed={**typed, "model_weight_file": str(small_checkpoint)}, run_on=str(picture))
+    outputs = Plugin(model_weight_file=small_checkpoint, cuda=False).segment(photograph, **typed)
+    assert found["masks"] == [[output.description, hashlib.sha256(output.get_mask()).hexdigest()] for output in outputs]
+    assert any(output.get_mask().any() for output in outputs)
