@@ -2,10 +2,10 @@ PYTHON ?= python3.11
 VENV = .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: help demo pictures test test-fast lint format bench clean
+.PHONY: help demo pictures test test-fast test-install lint format bench package clean
 
 help:            ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s%s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s%s\n", $$1, $$2}' Makefile
 
 # the demo's options as make's, if they are given to make: make demo IMAGE=photograph.jpg TEXT="yellow bus" WEIGHTS=sam3.pt
 # (the quotes keep a value as it was typed)
@@ -18,14 +18,18 @@ demo: $(VENV)/ready  ## segment a drawn scene by every kind of prompt, or IMAGE=
 
 pictures: $(VENV)/ready  ## the README's pictures
 	$(RUN) -m demo
-	mkdir -p images
+	$(RUN) -m demo.panel
 	cp demo/output/all.png images/demo.png
+	cp demo/output/panel_filled.png images/panel.png
 
-test: $(VENV)/ready  ## all tests
+test: $(VENV)/ready  ## all tests but test-install
 	$(RUN) -m pytest
 
 test-fast: $(VENV)/ready  ## the tests that need no full-size network
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest -m "not slow and not install"
+
+test-install: $(VENV)/ready  ## install the plugin from a HUB into an environment that has only ikomia, and use it
+	$(RUN) -m pytest -m install
 
 lint: $(VENV)/ready  ## formatting, lint and types
 	$(RUN) -m ruff format --check .
@@ -39,8 +43,12 @@ format: $(VENV)/ready  ## bring the code into shape
 bench: $(VENV)/ready  ## the table of benchmarks/RESULTS.md: loading, encoding, prompting against direct use of sam3
 	$(RUN) -m benchmarks --output benchmarks/RESULTS.md
 
+package:         ## the zip for the Ikomia HUB, of what is committed
+	mkdir -p dist
+	git archive --output dist/infer_segment_anything_3.zip HEAD
+
 clean:           ## remove what the other targets made
-	rm -rf $(VENV) .cache/sam3_random.pt demo/output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .cache/sam3_random.pt demo/output dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # the way Ikomia's installer does it, then the tools for developers
 $(VENV)/ready: build_requirements.txt requirements.txt requirements-dev.txt

@@ -1,0 +1,126 @@
+"""Installed from a HUB by Ikomia's own client, and used."""
+
+import functools
+import hashlib
+import http.server
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import urllib.parse
+import zipfile
+from pathlib import Path
+
+import cv2
+import pytest
+
+from demo.plugin import PLUGIN, REPOSITORY, Plugin
+
+LARGEST_PACKAGE = 2_000_000  # bytes
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory) -> Path:
+    """The zip of this checkout, with what is not committed yet."""
+    git = ["git", "-C", str(REPOSITORY), "-c", "user.name=nobody", "-c", "user.email=nobody@localhost"]
+    changed = subprocess.run([*git, "stash", "create"], capture_output=True, text=True, check=True).stdout.strip()
+    path = tmp_path_factory.mktemp("package") / f"{PLUGIN}.zip"
+    subprocess.run([*git, "archive", f"--output={path}", changed or "HEAD"], check=True)
+    return path
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Answers Ikomia's client as the HUB does, with this plugin as its only algorithm."""
+
+    def __init__(self, package: Path, *arguments):
+        self.package = package
+        super().__init__(*arguments)
+
+    def do_GET(self):  # noqa: N802 - the server's name for it
+        address = urllib.parse.urlparse(self.path)
+        if address.path == "/v1/hub/":
+            self._send("application/json", json.dumps(self._algorithms()).encode())
+        elif address.path == f"/package/{PLUGIN}/download/":
+            self._send("application/zip", self.package.read_bytes())
+        else:
+            self.send_error(404)
+
+    def _algorithms(self):
+        host, port = self.server.server_address
+        platform = {"os": ["LINUX", "WINDOWS"], "ikomia": ">=0.16.0", "python": ">=3.11.0", "architecture": []}
+        package = {"url": f"http://{host}:{port}/package/{PLUGIN}/", "version": "1.0.0", "platform": platform}
+        return {"count": 1, "results": [{"name": PLUGIN, "language": "PYTHON", "packages": [package]}]}
+
+    def _send(self, kind, content):
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub(package):
+    """The address of a HUB that has the plugin."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Hub, package)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture
+def use_from_hub(hub, small_checkpoint, photograph, tmp_path):
+    """Has a Python use the plugin from the HUB, see :mod:`hub_user`; gives what it printed and what came of it."""
+
+    def use(python):
+        for folder in ("Python", "Transfer"):  # Ikomia has them in its own folder of plugins
+            (tmp_path / "plugins" / folder).mkdir(parents=True)
+        picture = tmp_path / "china.png"
+        cv2.imwrite(str(picture), cv2.cvtColor(photograph, cv2.COLOR_RGB2BGR))
+        script = Path(__file__).with_name("hub_user.py")
+        command = [python, str(script), hub, str(tmp_path / "plugins"), str(small_checkpoint), str(picture)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout, json.loads(done.stdout.splitlines()[-1])
+
+    return use
+
+
+def test_a_workflow_installs_the_plugin_from_the_hub_and_segments(use_from_hub, small_checkpoint, photograph, tmp_path):
+    printed, found = use_from_hub(sys.executable)
+    assert Path(found["module"]).is_relative_to(tmp_path / "plugins" / "Python" / PLUGIN)
+    (mask,) = Plugin(model_weight_file=small_checkpoint, cuda=False).segment(photograph, input_box=[60, 80, 300, 330])
+    assert found["description"] == mask.description
+    assert found["digest"] == hashlib.sha256(mask.get_mask()).hexdigest()
+    for requirements in ("build_requirements.txt", "requirements.txt"):  # pip tells of each package where it is from
+        for name in re.findall(r"^[A-Za-z][\w-]*", (REPOSITORY / requirements).read_text(), re.MULTILINE):
+            if name != "triton-windows":
+                assert re.search(rf"{name}.* \(from -r .*{requirements}", printed), name
+
+
+def test_the_package_holds_what_users_need_and_nothing_else(package):
+    with zipfile.ZipFile(package) as archive:
+        names = {name for name in archive.namelist() if not name.endswith("/")}
+    top = {name.partition("/")[0] for name in names}
+    assert {f"{PLUGIN}.py", f"{PLUGIN}_process.py", f"{PLUGIN}_widget.py", f"{PLUGIN}_test.py", "__init__.py"} <= top
+    assert {"README.md", "LICENSE", "requirements.txt", "build_requirements.txt", "icons/icon.png"} <= names
+    assert names >= {f"sam3_engine/{path.name}" for path in (REPOSITORY / "sam3_engine").glob("*.py")}
+    assert not {"tests", "demo", "benchmarks", ".ci", "requirements-dev.txt"} & top
+    assert package.stat().st_size < LARGEST_PACKAGE
+
+
+@pytest.mark.install
+def test_an_environment_with_nothing_but_ikomia_is_enough(use_from_hub):
+    with tempfile.TemporaryDirectory() as environment:  # gigabytes, not to be kept like other folders of tests
+        subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+        python = Path(environment) / ("Scripts" if sys.platform == "win32" else "bin") / "python"
+        pip = [python, "-m", "pip", "--disable-pip-version-check"]
+        subprocess.run([*pip, "install", "ikomia>=0.16.1,<0.17"], check=True)
+        _, found = use_from_hub(str(python))
+        assert found["description"].startswith("object, score ")
+        subprocess.run([*pip, "check"], check=True)
