@@ -13,10 +13,23 @@ import pytest
 from ikomia import core, dataprocess
 from ikomia.dataprocess.workflow import Workflow
 
+from demo.plugin import PLUGIN
+
 BOX = [60, 80, 300, 330]
 BOXES = [BOX, [5, 5, 635, 420], [350, 100, 520, 390]]
 POINT = [210, 150]
 NO_PROMPT = {"input_text": "", "input_box": "", "input_point": "", "input_point_label": "", "multimask_output": False}
+
+NAMES_OF_THE_EARLIER_PLUGIN = [
+    "cuda",
+    "input_size_percent",
+    "confidence_threshold",
+    "input_text",
+    "input_box",
+    "input_point",
+    "input_point_label",
+    "multimask_output",
+]
 
 # what is asked for -> number of mask outputs, class names behind the background
 GEOMETRIES = [
@@ -398,15 +411,56 @@ def test_a_drawn_point_outside_the_image_is_an_error_that_says_so(run, algorithm
         run()
 
 
+def load_workflow(path):
+    """The workflow of a file, and the plugin's task in it."""
+    loaded = Workflow()
+    loaded.load(str(path))
+    (task,) = [task for task in loaded.get_tasks() if task.name == PLUGIN]
+    return loaded, task
+
+
 def test_a_saved_workflow_gives_the_same_masks(run, workflow, photograph, tmp_path):
     reference = [output.get_mask() for output in run(input_box=BOXES, multimask_output=True)]
     path = tmp_path / "workflow.json"
     workflow.save(str(path))
-    loaded = Workflow()
-    loaded.load(str(path))
+    loaded, task = load_workflow(path)
     loaded.run_on(array=photograph)
-    (task,) = [task for task in loaded.get_tasks() if task.name == "infer_segment_anything_3"]
     assert [output.get_mask().tolist() for output in masks_of(task)] == [mask.tolist() for mask in reference]
+
+
+@pytest.mark.parametrize("known", [NAMES_OF_THE_EARLIER_PLUGIN, ["input_point"], ["input_point", "cuda"]])
+def test_a_workflow_saved_by_an_older_plugin_loads_and_runs(
+    run, workflow, small_checkpoint, photograph, tmp_path, known
+):
+    (reference,) = run(input_point=[POINT])
+    path = tmp_path / "workflow.json"
+    workflow.save(str(path))
+    saved = json.loads(path.read_text())
+    (task_data,) = [task["task_data"] for task in saved["tasks"]]
+    task_data["parameters"] = [entry for entry in task_data["parameters"] if entry["name"] in known]
+    assert len(task_data["parameters"]) == len(known)
+    path.write_text(json.dumps(saved))
+
+    loaded, task = load_workflow(path)
+    loaded.set_parameters({"model_weight_file": small_checkpoint}, task_obj=task)
+    loaded.run_on(array=photograph)
+    (mask,) = masks_of(task)
+    assert np.array_equal(mask.get_mask(), reference.get_mask())
+    assert mask.description == reference.description
+
+
+def test_parameters_can_be_exposed_as_those_of_the_workflow(run, workflow, photograph, tmp_path):
+    reference = run(input_box=[BOX])[0].get_mask()
+    run(input_point=[POINT])
+    path = tmp_path / "workflow.json"
+    exposed = {"input_box": {"name": "where", "description": "a box"}, "input_point": {}}
+    workflow.save(str(path), exposed_params={PLUGIN: exposed})
+    loaded, task = load_workflow(path)
+    assert {"where", "input_point"} == set(loaded.get_workflow_parameters())
+    loaded.set_workflow_parameters({"where": [BOX], "input_point": ""})
+    loaded.run_on(array=photograph)
+    (mask,) = masks_of(task)
+    assert np.array_equal(mask.get_mask(), reference)
 
 
 def test_a_folder_run_survives_a_broken_image_and_saves_every_mask(workflow, algorithm, photograph, tmp_path):
