@@ -21,6 +21,8 @@ pictures: $(VENV)/ready  ## the README's pictures
 	$(RUN) -m demo.panel
 	cp demo/output/all.png images/demo.png
 	cp demo/output/panel_filled.png images/panel.png
+	cd demo/output && cp text_star.png point_three_candidates.png point_background_point.png box.png three_boxes.png \
+		box_background_point.png ../../images
 
 test: $(VENV)/ready  ## all tests but test-install
 	$(RUN) -m pytest

@@ -3,15 +3,22 @@
 import importlib
 import re
 import shutil
+from pathlib import Path
+from unittest import mock
 
 import cv2
+import httpx
 import ikomia.utils.http
+import numpy as np
 import pytest
+import torch
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 from ikomia.dataprocess.workflow import Workflow
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from demo.plugin import PLUGIN, REPOSITORY
+from demo.plugin import PLUGIN, REPOSITORY, Plugin
+from sam3_engine.weights import WeightsError, find_checkpoint
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^##+ (.+?)\n(.*?)(?=^## |^### |\Z)", README, re.DOTALL | re.MULTILINE))
@@ -68,7 +75,7 @@ def test_every_python_block_is_tried():
 
 
 @pytest.mark.parametrize("section", MASKS_OF_SNIPPETS)
-def test_snippets_of_advanced_usage_run(readers_machine, section):
+def test_snippets_of_prompts_run(readers_machine, section):
     (code,) = blocks(section)
     workflow = Workflow()
     algorithm = workflow.add_task(name=PLUGIN, auto_connect=True)
@@ -91,6 +98,60 @@ def test_the_error_that_is_quoted_is_the_real_one():
     with pytest.raises(PromptError) as error:
         parse_boxes("[10, 10, 10, 20]")
     assert str(error.value) == quoted
+
+
+TROUBLE = {
+    "no such file": {"model_weight_file": "/nowhere/sam3.pt", "input_point": "[5, 5]"},
+    "a cut download": {"model_weight_file": "cut.pt", "input_point": "[5, 5]"},
+    "SAM 3.1": {"model_weight_file": "multiplex.pt", "input_point": "[5, 5]"},
+    "malformed": {"input_box": "[[425, 600, 700, 875]"},
+    "no area": {"input_box": "[700, 600, 425, 875]"},
+    "outside": {"input_point": "[520, 375]"},
+    "labels": {"input_point": "[[500, 375], [1125, 625]]", "input_point_label": "[1]"},
+    "no GPU": {"cuda": True, "input_point": "[5, 5]"},
+    "no prompt": {},
+    "text before box": {"input_text": "shoe", "input_box": "[1, 1, 50, 50]"},
+    "nothing found": {"input_text": "shoe", "confidence_threshold": 1},
+}
+
+
+@pytest.fixture
+def reported(small_checkpoint, monkeypatch, tmp_path, caplog):
+    """What users are told in each kind of trouble: errors, warnings, descriptions."""
+    monkeypatch.chdir(tmp_path)
+    Path("cut.pt").write_bytes(small_checkpoint.read_bytes()[:100_000])
+    torch.save({"tracker.model.interactive_sam_mask_decoder.weight": torch.zeros(1)}, "multiplex.pt")
+    told = []
+    for parameters in TROUBLE.values():
+        plugin = Plugin(model_weight_file=small_checkpoint, cuda=False)
+        try:
+            told += [output.description for output in plugin.segment(np.zeros((360, 480, 3), np.uint8), **parameters)]
+        except RuntimeError as error:
+            told.append(str(error))
+
+    refused = httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co"))
+    for error in (GatedRepoError("gated", response=refused), LocalEntryNotFoundError("offline")):
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", mock.Mock(side_effect=error))
+        monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+        with pytest.raises(WeightsError) as caught:
+            find_checkpoint("", tmp_path)
+        told.append(str(caught.value))
+    return told + [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_every_message_of_troubleshooting_is_a_real_one(reported):
+    quoted = re.findall(r"^> `(.*)`$", SECTIONS["Troubleshooting"], re.MULTILINE)
+    assert len(quoted) == len(TROUBLE) + 2
+    for message in quoted:
+        pattern = ".*".join(map(re.escape, message.split("...")))
+        assert any(re.fullmatch(pattern, text) for text in reported), (message, reported)
+
+
+def test_every_picture_is_there():
+    pictures = re.findall(r"!\[[^]]+\]\((.+?)\)", README)
+    assert len(pictures) > 5
+    assert [picture for picture in pictures if not (REPOSITORY / picture).is_file()] == []
+    assert sorted(pictures) == sorted(f"images/{path.name}" for path in (REPOSITORY / "images").iterdir())
 
 
 def test_every_file_that_is_named_exists():
