@@ -11,7 +11,6 @@ import httpx
 import ikomia.utils.http
 import numpy as np
 import pytest
-import torch
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 from ikomia.dataprocess.workflow import Workflow
 from PIL import Image
@@ -21,11 +20,12 @@ from demo.plugin import PLUGIN, REPOSITORY, Plugin
 from sam3_engine.weights import WeightsError, find_checkpoint
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+ENGINE_README = (REPOSITORY / "sam3_engine" / "README.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^##+ (.+?)\n(.*?)(?=^## |^### |\Z)", README, re.DOTALL | re.MULTILINE))
+SECTIONS["the engine's README"] = ENGINE_README
 TRUCK = (1800, 1200)  # width and height of the picture that the examples' coordinates are for
-WHOLE_EXAMPLES = ["Use with the Ikomia API", "Outputs", "Without Ikomia"]
+WHOLE_EXAMPLES = ["Use with the Ikomia API", "Text", "Outputs", "the engine's README"]
 MASKS_OF_SNIPPETS = {
-    "Text": 1,
     "A single point": 3,
     "Several points": 1,
     "A box": 1,
@@ -71,7 +71,7 @@ def test_whole_examples_run(readers_machine, section):
 
 def test_every_python_block_is_tried():
     tried = sum(len(blocks(section)) for section in [*WHOLE_EXAMPLES, *MASKS_OF_SNIPPETS])
-    assert tried == README.count("```python")
+    assert tried == (README + ENGINE_README).count("```python")
 
 
 @pytest.mark.parametrize("section", MASKS_OF_SNIPPETS)
@@ -91,25 +91,14 @@ def test_the_table_of_parameters_is_complete(algorithm):
     assert sorted(names) == sorted(algorithm.get_parameters())
 
 
-def test_the_error_that_is_quoted_is_the_real_one():
-    from sam3_engine.prompts import PromptError, parse_boxes
-
-    quoted = re.search(r"> `(input_box.*?)`", SECTIONS["Parameters"], re.DOTALL).group(1).replace("\n> ", " ")
-    with pytest.raises(PromptError) as error:
-        parse_boxes("[10, 10, 10, 20]")
-    assert str(error.value) == quoted
-
-
 TROUBLE = {
     "no such file": {"model_weight_file": "/nowhere/sam3.pt", "input_point": "[5, 5]"},
     "a cut download": {"model_weight_file": "cut.pt", "input_point": "[5, 5]"},
-    "SAM 3.1": {"model_weight_file": "multiplex.pt", "input_point": "[5, 5]"},
     "malformed": {"input_box": "[[425, 600, 700, 875]"},
     "no area": {"input_box": "[700, 600, 425, 875]"},
     "outside": {"input_point": "[520, 375]"},
     "labels": {"input_point": "[[500, 375], [1125, 625]]", "input_point_label": "[1]"},
     "no GPU": {"cuda": True, "input_point": "[5, 5]"},
-    "no prompt": {},
     "text before box": {"input_text": "shoe", "input_box": "[1, 1, 50, 50]"},
     "nothing found": {"input_text": "shoe", "confidence_threshold": 1},
 }
@@ -120,7 +109,6 @@ def reported(small_checkpoint, monkeypatch, tmp_path, caplog):
     """What users are told in each kind of trouble: errors, warnings, descriptions."""
     monkeypatch.chdir(tmp_path)
     Path("cut.pt").write_bytes(small_checkpoint.read_bytes()[:100_000])
-    torch.save({"tracker.model.interactive_sam_mask_decoder.weight": torch.zeros(1)}, "multiplex.pt")
     told = []
     for parameters in TROUBLE.values():
         plugin = Plugin(model_weight_file=small_checkpoint, cuda=False)
@@ -140,7 +128,7 @@ def reported(small_checkpoint, monkeypatch, tmp_path, caplog):
 
 
 def test_every_message_of_troubleshooting_is_a_real_one(reported):
-    quoted = re.findall(r"^> `(.*)`$", SECTIONS["Troubleshooting"], re.MULTILINE)
+    quoted = re.findall(r"^\| `(.*?)` \|", SECTIONS["Troubleshooting"], re.MULTILINE)
     assert len(quoted) == len(TROUBLE) + 2
     for message in quoted:
         pattern = ".*".join(map(re.escape, message.split("...")))
@@ -155,8 +143,26 @@ def test_every_picture_is_there():
 
 
 def test_every_file_that_is_named_exists():
-    tree = re.findall(r"```\n(.*?)```", SECTIONS["Develop"], re.DOTALL)[0]
+    (tree,) = re.findall(r"^```\n(.*?)```", SECTIONS["Develop"], re.DOTALL | re.MULTILINE)
     named = re.findall(r"\b(\w+\.py|\w+/)(?=\s|$)", tree)
-    assert len(named) > 15
-    places = (REPOSITORY, REPOSITORY / "sam3_engine")
-    assert [name for name in named if not any((place / name).exists() for place in places)] == []
+    assert len(named) > 5
+    assert [name for name in named if not (REPOSITORY / name).exists()] == []
+
+
+def test_every_module_of_the_engine_is_explained():
+    named = re.findall(r"^\| `(\w+\.py)` \|", ENGINE_README, re.MULTILINE)
+    present = [path.name for path in (REPOSITORY / "sam3_engine").glob("*.py") if path.name != "__init__.py"]
+    assert sorted(named) == sorted(present)
+
+
+@pytest.mark.parametrize("page", ["README.md", "demo/README.md", "benchmarks/README.md", "sam3_engine/README.md"])
+def test_every_link_within_the_repository_leads_somewhere(page):
+    folder = (REPOSITORY / page).parent
+    for file, heading in re.findall(
+        r"\]\((?!http)([^)#]*)#?([^)]*)\)", (REPOSITORY / page).read_text(encoding="utf-8")
+    ):
+        target = folder / file if file else REPOSITORY / page
+        assert target.exists(), file
+        if heading:
+            headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in [found.lower().replace(" ", "-") for found in headings]
