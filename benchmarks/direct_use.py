@@ -1,5 +1,6 @@
 """SAM 3 used directly, as the sam3 package documents it: the reference that the plugin has to agree with."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 class DirectUse:
-    """The package's own calls on one image: ``set_image``, then ``set_text_prompt`` or ``predict_inst``."""
+    """The package's own calls on one image: ``set_image``, then those of its processor or ``predict_inst``."""
 
     def __init__(
         self, network: Sam3Image, precision: torch.dtype, image: np.ndarray, device: torch.device = CPU
@@ -30,12 +31,27 @@ class DirectUse:
         with inference(device, precision):
             self._state = Sam3Processor(network, self._resolution, device).set_image(PIL.Image.fromarray(image))
 
-    def text(self, phrase: str, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-        """Masks (instances, H, W) bool and scores (instances,), by falling score."""
+    def concept(
+        self, phrase: str, threshold: float, boxes: Sequence[Sequence[float]] = (), labels: Sequence[int] = ()
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Masks (instances, H, W) bool and scores (instances,), by falling score.
+
+        Args:
+            phrase: blank if only boxes say what to find.
+            threshold: instances scoring above it are kept.
+            boxes: examples, (x1, y1, x2, y2) in pixels.
+            labels: of these, 1 for an example of what to find, 0 for one of what not.
+        """
+        width, height = self._state["original_width"], self._state["original_height"]
+        found = self._state
         with inference(self._device, self._precision):
             processor = Sam3Processor(self._network, self._resolution, self._device, confidence_threshold=threshold)
-            processor.reset_all_prompts(self._state)
-            found = processor.set_text_prompt(phrase, self._state)
+            processor.reset_all_prompts(found)
+            if phrase:
+                found = processor.set_text_prompt(phrase, found)
+            for (x1, y1, x2, y2), label in zip(boxes, labels, strict=True):
+                box = [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height]
+                found = processor.add_geometric_prompt(box, bool(label), found)
         order = found["scores"].float().argsort(descending=True, stable=True)
         return found["masks"][order, 0].cpu().numpy(), found["scores"][order].float().cpu().numpy()
 
@@ -63,9 +79,9 @@ def package_network(checkpoint: Path | None, device: torch.device = CPU) -> Sam3
     return network
 
 
-def label_map(masks: np.ndarray) -> np.ndarray:
-    """(H, W) uint8 from masks (instances, H, W), best first: k for the k-th, the earlier one on top."""
+def label_map(masks: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """(H, W) uint8 from masks (instances, H, W): k for the k-th, the better one on top, of equal ones the earlier."""
     painted = np.zeros(masks.shape[-2:], np.uint8)
-    for number in range(len(masks), 0, -1):
-        painted[masks[number - 1]] = number
+    for index in reversed(np.argsort(-scores, kind="stable")):
+        painted[masks[index]] = index + 1
     return painted

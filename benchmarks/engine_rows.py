@@ -72,7 +72,7 @@ def _text_rows(setup: Setup, direct: DirectUse) -> Iterator[Row]:
         return in_turn(
             _PROMPTS,
             plugin=lambda: user.segment(image, input_text=next(ours), confidence_threshold=1),
-            sam3=lambda: direct.text(next(theirs), 1.0),
+            sam3=lambda: direct.concept(next(theirs), 1.0),
         )
 
     user.segment(image, input_text="hat", confidence_threshold=1)  # reads the text encoder's weights from the file

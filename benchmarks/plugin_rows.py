@@ -68,7 +68,7 @@ def outside_rows(setup: Setup) -> Iterator[Row]:
     plugin.segment(image, input_point=[POINT])  # now it is encoded
     predictor, segments = (sys.modules[f"{PLUGIN}.sam3_engine.{name}"] for name in ("predictor", "segments"))
 
-    def detect(_predictor: object, _embedding: object, phrase: str) -> object:
+    def detect(_predictor: object, _embedding: object, phrase: str, _examples: object) -> object:
         discs = _discs(int(phrase.split()[0]))
         return predictor._Instances([0.9] * len(discs), [(0.0, 0.0, 1.0, 1.0)] * len(discs), discs)
 
@@ -76,7 +76,7 @@ def outside_rows(setup: Setup) -> Iterator[Row]:
         places = {
             "hash of the image": (predictor, "content_digest"),
             "mask at the image's size": (segments, "label_map"),
-            "output with its polygons": (plugin.algorithm, "_write_mask"),
+            "output with its polygons": (plugin.algorithm._outputs, "_fill"),
         }
         runs = []
         for _ in range(_RUNS_OF_A_MEASURE):

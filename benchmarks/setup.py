@@ -15,7 +15,7 @@ from benchmarks.direct_use import DirectUse, package_network
 from demo.scenes import draw_scene
 from sam3_engine.model import Model, load_model
 from sam3_engine.predictor import Predictor
-from sam3_engine.prompts import TextPrompt
+from sam3_engine.prompts import ConceptPrompt
 from sam3_engine.segments import label_map
 from sam3_engine.settings import Settings
 
@@ -46,9 +46,10 @@ class EngineUser:
             self._predictor.encode_image(image),
             prompt,
             confidence_threshold=settings.confidence_threshold,
+            iou_threshold=settings.iou_threshold,
             multimask=settings.multimask_output,
         )
-        if isinstance(prompt, TextPrompt):
+        if isinstance(prompt, ConceptPrompt):
             return [label_map(segments, image.shape[1], image.shape[0])]
         return [segment.mask for segment in segments]
 

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from sam3_engine.prompts import GeometricPrompt, quote
+from sam3_engine.parsing import quote
+from sam3_engine.prompts import GeometricPrompt
 from sam3_engine.settings import Settings
 
 from . import pictures

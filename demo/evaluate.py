@@ -3,8 +3,7 @@
     python -m demo.evaluate demo/sam3_shapes.pt    # a quarter of an hour on two cores
     python -m demo.evaluate demo/sam3_shapes.pt --input-sizes 252 336 504    # of the network's input, side by side
 
-Prints Markdown tables. All prompts go through the plugin in an Ikomia workflow, except exemplar boxes, which the plugin
-does not have: these go through the sam3 package's own processor.
+Prints Markdown tables. All prompts go through the plugin in an Ikomia workflow.
 """
 
 from __future__ import annotations
@@ -25,26 +24,23 @@ import torch
 
 from sam3_engine.model import load_model
 from sam3_engine.predictor import Predictor
-from sam3_engine.prompts import GeometricPrompt, Prompt, TextPrompt
-from sam3_engine.runtime import choose_device, choose_precision, importing_sam3
+from sam3_engine.prompts import ConceptPrompt, GeometricPrompt, Prompt
+from sam3_engine.runtime import choose_precision
 
 from .pillow_scenes import draw_with_pillow
 from .plugin import Plugin, log_levels, masks_of
 from .questions import (
     EXEMPLAR_KINDS,
     OUTLINE_KINDS,
-    POSITIVE,
     ExemplarQuestion,
     OutlineQuestion,
     ask_by_exemplar,
     ask_for_absent,
     ask_for_outline,
     ask_for_present,
+    ask_for_two,
 )
 from .scenes import Region, Scene, draw_scene, iou
-
-with importing_sam3():
-    from sam3.model.sam3_image_processor import Sam3Processor
 
 HELD_OUT_SEED = 10_000_000
 SIZES = ((448, 448), (640, 448), (448, 640), (800, 400))  # width and height
@@ -143,24 +139,23 @@ class Results:
 
 
 class Examinee:
-    """A checkpoint in the plugin (and for exemplar boxes in the package's processor), asked one question at a time.
-
-    The size of the network's input, 0 for its own, is the plugin's.
-    """
+    """A checkpoint in the plugin, asked one question at a time; the network's input of a given size, 0 for its own."""
 
     def __init__(self, weights: Path, *, cuda: bool = False, input_size: int = 0) -> None:
         self._plugin = Plugin(model_weight_file=weights, cuda=cuda, model_input_size=input_size)
-        self._model = load_model(weights, choose_device(cuda))
-        resolution = self._model.network.inst_interactive_predictor.model.image_size
-        with self._model.running():
-            self._processor = Sam3Processor(self._model.network, resolution=resolution, device=self._model.device)
-        self._image: np.ndarray | None = None
-        self._state: dict[str, Any] = {}  # of the processor, for that image
 
     def find(self, image: np.ndarray, phrase: str) -> list[Mask]:
         """The instances of a phrase."""
         (output,) = self._plugin.segment(image, input_text=phrase)
         return list(masks_of(output))
+
+    def find_each(self, image: np.ndarray, phrases: list[str]) -> list[list[Mask]]:
+        """The instances of each of several phrases, which are asked for at once."""
+        objects = self._plugin.segment(image, input_text=phrases, instance_output=True)[-1].get_objects()
+        return [
+            [found.mask.astype(bool) for found in objects if found.class_index == index]
+            for index in range(len(phrases))
+        ]
 
     def outline(self, image: np.ndarray, question: OutlineQuestion, *, multimask: bool) -> list[Mask]:
         """One mask for a point or box prompt, or three."""
@@ -173,19 +168,9 @@ class Examinee:
 
     def find_like(self, image: np.ndarray, question: ExemplarQuestion) -> list[Mask]:
         """The instances that exemplar boxes ask for."""
-        with self._model.running():
-            if image is not self._image:
-                self._image, self._state = image, self._processor.set_image(torch.from_numpy(image).permute(2, 0, 1))
-            state = self._state
-            self._processor.reset_all_prompts(state)
-            if question.phrase:
-                self._processor.set_text_prompt(question.phrase, state)
-            height, width = image.shape[:2]
-            for box, label in zip(question.boxes, question.labels, strict=True):
-                x1, y1, x2, y2 = np.array(box) / [width, height, width, height]
-                centred = [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
-                state = self._processor.add_geometric_prompt(centred, label == POSITIVE, state)
-        return list(state["masks"][:, 0].cpu().numpy())
+        boxes = {"input_box": question.boxes, "input_box_label": question.labels}
+        (output,) = self._plugin.segment(image, input_text=question.phrase or "", **boxes)
+        return list(masks_of(output))
 
 
 def held_out_scenes(count: int, random: np.random.Generator) -> Iterable[Scene]:
@@ -208,10 +193,11 @@ def evaluate(
     outline_kinds: Sequence[str] = OUTLINE_KINDS,
     exemplar_kinds: Sequence[str] = EXEMPLAR_KINDS,
 ) -> Results:
-    """Ask about scenes: of each some phrases, and a question of each kind of outline and exemplar.
+    """Ask about scenes: of each some phrases, also two at once, and a question of each kind of outline and exemplar.
 
-    Questions with a negative box need shapes that differ, and are left out where a scene has none.
+    Two phrases and negative boxes need shapes that differ, and are left out where a scene has none.
     """
+    (random_of_two,) = random.spawn(1)
     results = Results(found={"phrases": Detections()}, outlines={kind: Outlines() for kind in outline_kinds})
     for scene in scenes:
         for _ in range(PRESENT_PHRASES):
@@ -219,6 +205,9 @@ def evaluate(
             masks = examinee.find(scene.image, question.phrase)
             for kind in ("phrases", f"phrases: {question.kind}"):
                 results.found.setdefault(kind, Detections()).add(masks, question.answers)
+        two = ask_for_two(random_of_two, scene)
+        for question, masks in zip(two, examinee.find_each(scene.image, [one.phrase for one in two]), strict=True):
+            results.found.setdefault("phrases: two at once", Detections()).add(masks, question.answers)
         for _ in range(ABSENT_PHRASES):
             results.absent_asked += 1
             results.absent_answered += bool(examinee.find(scene.image, ask_for_absent(random, scene).phrase))
@@ -253,7 +242,7 @@ def milliseconds(weights: Path) -> dict[str, float]:
         point = GeometricPrompt(points=((100.0, 100.0),), point_labels=(1,))
         return {
             "encode an image": _median_milliseconds(lambda: predictor.encode_image(next(unseen_images))),
-            "phrase": _median_milliseconds(lambda: ask(TextPrompt(next(unseen_phrases)))),
+            "phrase": _median_milliseconds(lambda: ask(ConceptPrompt((next(unseen_phrases),)))),
             "point": _median_milliseconds(lambda: ask(point)),
         }
     finally:
@@ -325,7 +314,7 @@ def _table(arguments: argparse.Namespace, drawn: Callable[[int, np.random.Genera
         return evaluate(examinee, scenes, random, **kinds)
 
     weights, cuda = arguments.weights, arguments.cuda
-    if arguments.input_sizes:  # exemplar boxes do not go through the plugin
+    if arguments.input_sizes:
         return by_input_size(weights, arguments.input_sizes, cuda, lambda examinee: ask(examinee, exemplar_kinds=()))
     return str(ask(Examinee(weights, cuda=cuda)))
 

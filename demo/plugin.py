@@ -19,7 +19,15 @@ from ikomia.dataprocess.workflow import Workflow
 REPOSITORY = Path(__file__).resolve().parent.parent
 PLUGIN = "infer_segment_anything_3"
 
-_NO_PROMPT = {"input_text": "", "input_box": "", "input_point": "", "input_point_label": "", "multimask_output": False}
+_NO_PROMPT = {
+    "input_text": "",
+    "input_box": "",
+    "input_box_label": "",
+    "input_point": "",
+    "input_point_label": "",
+    "multimask_output": False,
+    "instance_output": False,
+}
 
 
 class Plugin:
@@ -53,10 +61,12 @@ class Plugin:
 
         Args:
             image: (H, W, 3) uint8 RGB.
-            prompt: values of the parameters that make a prompt; those left out are empty.
+            prompt: values of the parameters that make a prompt and say what comes out; those left out are empty, or
+                False.
 
         Returns:
-            The mask outputs, ``CSemanticSegmentationIO``. They are valid until the next run.
+            The outputs behind the image: ``CSemanticSegmentationIO``, then if asked for ``CInstanceSegmentationIO``.
+            They are valid until the next run.
 
         Raises:
             RuntimeError: the plugin's own error.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import binary_erosion
 
-from sam3_engine.prompts import BACKGROUND, FOREGROUND
+from sam3_engine.parsing import BACKGROUND, FOREGROUND, NEGATIVE, POSITIVE
 
 from .scenes import ANY_SHAPE, ARTICLES, COLOURS, DOT_COLOURS, KINDS, SYNONYMS, Region, Scene, Shape, plural
 
@@ -25,8 +25,6 @@ EXEMPLAR_KINDS = (
     "phrase and positive box",
     "phrase and negative box",
 )
-
-POSITIVE, NEGATIVE = 1, 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +98,15 @@ def ask_for_present(random: np.random.Generator, scene: Scene, dots: float = 0.1
         noun = random.choice(ANY_SHAPE) if "any" in kind else shape.kind
         phrase = f"{shape.colour} {noun}" if "colour" in kind else str(noun)
     return PhraseQuestion(kind, _worded(random, phrase), scene.instances(phrase))
+
+
+def ask_for_two(random: np.random.Generator, scene: Scene) -> list[PhraseQuestion]:
+    """Two phrases for different things in the scene; none if it seems to have but one kind of them."""
+    for _ in range(20):
+        first, second = ask_for_present(random, scene), ask_for_present(random, scene)
+        if not any(answer is other for answer in first.answers for other in second.answers):
+            return [first, second]
+    return []
 
 
 def ask_for_absent(random: np.random.Generator, scene: Scene, dots: float = 0.1) -> PhraseQuestion:

@@ -2,7 +2,7 @@
 
     predictor = Predictor(shared_model(checkpoint, choose_device(cuda=True)))
     embedding = predictor.encode_image(image)
-    segments = predictor.segment(embedding, TextPrompt("shoe"))
+    segments = predictor.segment(embedding, ConceptPrompt(("shoe",)))
 
 Importing this module imports torch and sam3.
 """
@@ -21,10 +21,11 @@ import torch
 from .architecture import Architecture
 from .images import as_rgb8, content_digest, pixels_of
 from .model import Model
-from .prompts import Box, GeometricPrompt, Prompt, PromptError, TextPrompt
+from .parsing import POSITIVE, Box, PromptError
+from .prompts import UNNAMED, ConceptPrompt, GeometricPrompt, Prompt
 from .recent import Recent
 from .runtime import importing_sam3
-from .segments import Segment
+from .segments import Segment, without_duplicates
 
 with importing_sam3():
     from sam3.model.sam3_image_processor import Sam3Processor
@@ -33,12 +34,13 @@ with importing_sam3():
 logger = logging.getLogger(__name__)
 
 _BOXES_PER_PASS = 16  # bounds the memory of the mask decoder
-_ANSWERS_KEPT = 4  # for each image; at SAM 3's size 33 MB each in bfloat16, 66 in float32
+_ANSWERS_KEPT = 16  # for each image; at SAM 3's size 33 MB each in bfloat16, 66 in float32
+_NO_PHRASE = "visual"  # what SAM 3 was trained to read where only example boxes say what to find
 
 
 @dataclass(frozen=True, eq=False)
 class _Instances:
-    """What the detector answered for a phrase: all its queries, by falling score.
+    """What the detector answered for a concept: all its queries, by falling score.
 
     Attributes:
         scores: (queries,) 0..1.
@@ -58,7 +60,7 @@ class ImageEmbedding:
     Attributes:
         features: the feature pyramids of both heads, on the model's device.
         width, height: of the source image, in pixels.
-        answers: what the detector answered for the last phrases, so that another threshold is but a filter.
+        answers: what the detector answered for the last concepts, so that another threshold is but a filter.
     """
 
     features: Mapping[str, Any]
@@ -124,50 +126,65 @@ class Predictor:
         prompt: Prompt,
         *,
         confidence_threshold: float = 0.5,
+        iou_threshold: float = 1.0,
         multimask: bool = False,
     ) -> list[Segment]:
-        """Segment what ``prompt`` names or outlines.
+        """Segment what ``prompt`` names, shows or outlines.
 
         Args:
             embedding: of :meth:`encode_image` by the same model at the same input size.
             prompt: in pixels of the source image.
-            confidence_threshold: text only; instances scoring strictly above it are kept.
+            confidence_threshold: concepts only; instances scoring strictly above it are kept.
+            iou_threshold: concepts only; see :func:`~sam3_engine.segments.without_duplicates`.
             multimask: points and boxes only; three candidates for each object instead of one.
 
         Returns:
-            Text: the instances by falling score. Points and boxes: object by object, in the order of the boxes, each
-            with its candidates by falling score.
+            Concepts: the instances, phrase by phrase, each by falling score. Points and boxes: object by object, in the
+            order of the boxes, each with its candidates by falling score.
 
         Raises:
-            PromptError: the prompt is empty, or cannot be used on this image: see :meth:`GeometricPrompt.clipped`.
+            PromptError: the prompt is empty, or cannot be used on this image: see its ``clipped``.
         """
         if not prompt:
-            raise PromptError("prompt", prompt, "there is nothing to segment; expected a box or a point")
+            raise PromptError("prompt", prompt, "there is nothing to segment; expected a phrase, a box or a point")
+        inside = prompt.clipped(embedding.width, embedding.height)
+        relative = inside.scaled(1 / embedding.width, 1 / embedding.height)
         with self.model.running():
-            if isinstance(prompt, TextPrompt):
-                return self._find_instances(embedding, prompt.phrase, confidence_threshold)
-            inside = prompt.clipped(embedding.width, embedding.height)
-            relative = inside.scaled(1 / embedding.width, 1 / embedding.height)
-            return list(self._outline_objects(embedding, relative, multimask))
+            if isinstance(relative, GeometricPrompt):
+                return list(self._outline_objects(embedding, relative, multimask))
+            found = self._find_instances(embedding, relative, confidence_threshold)
+            return without_duplicates(list(found), iou_threshold)
 
-    def _find_instances(self, embedding: ImageEmbedding, phrase: str, threshold: float) -> list[Segment]:
-        found = embedding.answers.get(phrase, lambda: self._detect(embedding, phrase))
-        kept = sum(score > threshold for score in found.scores)
-        return [
-            Segment(logits, embedding.width, embedding.height, score, phrase, box)
-            for logits, score, box in zip(found.mask_logits[:kept], found.scores[:kept], found.boxes, strict=False)
-        ]
+    def _find_instances(
+        self, embedding: ImageEmbedding, relative: ConceptPrompt, threshold: float
+    ) -> Iterator[Segment]:
+        """Find the instances of concepts; coordinates are fractions of the image's width and height."""
+        examples = tuple(zip(relative.boxes, relative.box_labels, strict=True))
+        for name, phrase in zip(relative.names, relative.phrases or (_NO_PHRASE,), strict=True):
+            answer = self._answer(embedding, phrase, examples)
+            kept = sum(score > threshold for score in answer.scores)
+            # copied, lest a few of them keep all the queries of a long list of phrases in memory
+            mask_logits = answer.mask_logits[:kept].clone()
+            for logits, score, box in zip(mask_logits, answer.scores, answer.boxes, strict=False):
+                yield Segment(logits, embedding.width, embedding.height, score, name, box)
 
-    def _detect(self, embedding: ImageEmbedding, phrase: str) -> _Instances:
+    def _answer(self, embedding: ImageEmbedding, phrase: str, examples: tuple[tuple[Box, int], ...]) -> _Instances:
+        return embedding.answers.get((phrase, examples), lambda: self._detect(embedding, phrase, examples))
+
+    def _detect(self, embedding: ImageEmbedding, phrase: str, examples: Sequence[tuple[Box, int]]) -> _Instances:
         """Run the detector, and the text encoder unless it knows the phrase."""
         network, device = self._network, self.model.device
+        shown = network._get_dummy_prompt()
+        for (x1, y1, x2, y2), label in examples:
+            box = torch.tensor([[[(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]]], device=device)
+            shown.append_boxes(box, torch.tensor([[label == POSITIVE]], device=device))
         outputs = network.forward_grounding(
             backbone_out={
                 **embedding.features,
                 **self.model.phrases.get(phrase, lambda: network.backbone.forward_text([phrase], device=device)),
             },
             find_input=self._processor.find_stage,
-            geometric_prompt=network._get_dummy_prompt(),
+            geometric_prompt=shown,
             find_target=None,
         )
         # scored as in Sam3Processor, for a batch of one; float32, or torch would round the threshold to bfloat16
@@ -211,7 +228,7 @@ class Predictor:
             for object_logits, object_scores in candidates:
                 for candidate in np.argsort(-object_scores, kind="stable"):
                     score = float(object_scores[candidate])
-                    yield Segment(object_logits[candidate], embedding.width, embedding.height, score, "object")
+                    yield Segment(object_logits[candidate], embedding.width, embedding.height, score, UNNAMED)
 
 
 def _resolution(architecture: Architecture, input_size: int) -> int:

@@ -7,55 +7,73 @@ further down checks a prompt again.
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+
+from .parsing import (
+    BACKGROUND,
+    FOREGROUND,
+    POSITIVE,
+    Box,
+    Point,
+    PromptError,
+    check_boxes,
+    check_label_count,
+    in_brackets,
+    parse_box_labels,
+    parse_boxes,
+    parse_phrases,
+    parse_point_labels,
+    parse_points,
+)
 
 logger = logging.getLogger(__name__)
 
-Point = tuple[float, float]
-Box = tuple[float, float, float, float]
+UNNAMED = "object"  # the label of what no phrase names
 
-FOREGROUND = 1
-BACKGROUND = 0
-
-_LONGEST_PHRASE = 1000  # far beyond the 30 tokens that SAM 3 reads, short enough to tokenize at once
 _NOTHING_TYPED = ("", "[]", "()")
-_BOXES_EXPECTED = "expected a list of boxes [[x1, y1, x2, y2], ...] in pixels, with x1 < x2 and y1 < y2"
-_POINTS_EXPECTED = "expected a list of points [[x, y], ...] in pixels"
-_LABELS_EXPECTED = "expected a list with one label per point, 1 for foreground and 0 for background"
-
-
-class PromptError(ValueError):
-    """A prompt that cannot be used.
-
-    Args:
-        parameter: name of the parameter at fault.
-        value: what it held; a long value is shortened in the message.
-        reason: what is wrong and what is expected.
-
-    Attributes:
-        parameter: as given.
-    """
-
-    def __init__(self, parameter: str, value: object, reason: str) -> None:
-        super().__init__(f"{parameter} = {quote(value)}: {reason}.")
-        self.parameter = parameter
 
 
 @dataclass(frozen=True)
-class TextPrompt:
-    """A noun phrase; every instance of it is segmented."""
+class ConceptPrompt:
+    """Concepts, every instance of which is segmented: phrases name them, or example boxes show one.
 
-    phrase: str
+    Attributes:
+        phrases: noun phrases, each a concept of its own; beside example boxes at most one.
+        boxes: examples, ``(x1, y1, x2, y2)`` in source-image pixels.
+        box_labels: one per box, 1 for an example of what to find, 0 for one of what not.
+        drawn: whether the boxes were drawn rather than typed; errors name them accordingly.
+    """
 
-    def clipped(self, width: int, height: int) -> TextPrompt:
-        """This prompt: a phrase fits every image."""
-        return self
+    phrases: tuple[str, ...] = ()
+    boxes: tuple[Box, ...] = ()
+    box_labels: tuple[int, ...] = ()
+    drawn: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.phrases or self.boxes)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the instances of each concept are called: the phrases, or "object" if only boxes say what to find."""
+        return self.phrases or (UNNAMED,)
+
+    def clipped(self, width: int, height: int) -> ConceptPrompt:
+        """This prompt with its boxes cut to a ``width`` x ``height`` image.
+
+        Raises:
+            PromptError: a box has no area or is outside the image, the labels are not one per box, there are boxes
+                beside several phrases, or there is nothing but examples of what not to find.
+        """
+        _check_examples(self)
+        box_name = _box_name(self.drawn)
+        check_boxes(box_name, self.boxes)
+        return replace(self, boxes=_clipped_boxes(box_name, self.boxes, width, height))
+
+    def scaled(self, x_factor: float, y_factor: float) -> ConceptPrompt:
+        """This prompt with x coordinates multiplied by ``x_factor`` and y coordinates by ``y_factor``."""
+        return replace(self, boxes=_scaled_boxes(self.boxes, x_factor, y_factor))
 
 
 @dataclass(frozen=True)
@@ -77,6 +95,11 @@ class GeometricPrompt:
     def __bool__(self) -> bool:
         return bool(self.boxes or self.points)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What its objects are called: "object"."""
+        return (UNNAMED,)
+
     def clipped(self, width: int, height: int) -> GeometricPrompt:
         """This prompt with its boxes cut to a ``width`` x ``height`` image.
 
@@ -84,46 +107,49 @@ class GeometricPrompt:
             PromptError: a box has no area or is outside the image, a point is outside it, the labels are not one per
                 point, or there are points beside several boxes.
         """
-        box_name, point_name = ("drawn rectangle", "drawn point") if self.drawn else ("input_box", "input_point")
-        _check_label_count(self.point_labels, self.points, self.point_labels)
+        box_name, point_name = _box_name(self.drawn), "drawn point" if self.drawn else "input_point"
+        check_label_count("input_point_label", self.point_labels, self.points, self.point_labels)
         if self.points and len(self.boxes) > 1:
             raise PromptError(point_name, self.points, f"points refine a single box, not {len(self.boxes)} boxes")
         for x, y in self.points:
             if not (0 <= x < width and 0 <= y < height):
                 expected = f"expected 0 <= x < {width} and 0 <= y < {height}"
-                raise PromptError(point_name, _numbers((x, y)), f"the point is outside the image; {expected}")
-        _check_boxes(box_name, self.boxes)
-        return replace(self, boxes=tuple(_clipped_box(box_name, box, width, height) for box in self.boxes))
+                raise PromptError(point_name, in_brackets((x, y)), f"the point is outside the image; {expected}")
+        check_boxes(box_name, self.boxes)
+        return replace(self, boxes=_clipped_boxes(box_name, self.boxes, width, height))
 
     def scaled(self, x_factor: float, y_factor: float) -> GeometricPrompt:
         """This prompt with x coordinates multiplied by ``x_factor`` and y coordinates by ``y_factor``."""
         return replace(
             self,
-            boxes=tuple((x1 * x_factor, y1 * y_factor, x2 * x_factor, y2 * y_factor) for x1, y1, x2, y2 in self.boxes),
+            boxes=_scaled_boxes(self.boxes, x_factor, y_factor),
             points=tuple((x * x_factor, y * y_factor) for x, y in self.points),
         )
 
 
-Prompt = TextPrompt | GeometricPrompt
+Prompt = ConceptPrompt | GeometricPrompt
 
 
 def choose_prompt(
     input_text: str = "",
     input_box: str = "",
+    input_box_label: str = "",
     input_point: str = "",
     input_point_label: str = "",
     drawn: GeometricPrompt | None = None,
 ) -> Prompt | None:
     """Parse the prompt strings and choose the prompt that counts.
 
-    Text comes before typed boxes and points, and these before what was drawn. What is left aside is named in
-    one logged warning.
+    Phrases and example boxes come before boxes and points that outline objects, and typed ones of these before what
+    was drawn. What is left aside is named in one logged warning.
 
     Args:
-        input_text: noun phrase.
-        input_box: see :func:`parse_boxes`.
-        input_point: see :func:`parse_points`.
-        input_point_label: see :func:`parse_point_labels`.
+        input_text: see :func:`~sam3_engine.parsing.parse_phrases`.
+        input_box: see :func:`~sam3_engine.parsing.parse_boxes`.
+        input_box_label: see :func:`~sam3_engine.parsing.parse_box_labels`; labels make examples of the boxes, or if
+            none are typed of the drawn rectangles.
+        input_point: see :func:`~sam3_engine.parsing.parse_points`.
+        input_point_label: see :func:`~sam3_engine.parsing.parse_point_labels`.
         drawn: prompt made of drawn graphics, see :func:`drawn_prompt`.
 
     Returns:
@@ -132,20 +158,25 @@ def choose_prompt(
     Raises:
         PromptError: a string that counts does not hold what its parameter expects.
     """
-    phrase = parse_phrase(input_text)
-    if phrase:
+    concepts = _concept_prompt(input_text, input_box, input_box_label, drawn)
+    if concepts:
         unused = [
             name
             for name, given in (
-                ("input_box", input_box.strip() not in _NOTHING_TYPED),
+                ("input_box", not concepts.boxes and input_box.strip() not in _NOTHING_TYPED),
                 ("input_point", input_point.strip() not in _NOTHING_TYPED),
-                ("what is drawn", drawn),
+                ("what is drawn", drawn and not concepts.drawn),
+                ("what is drawn beside rectangles", drawn and drawn.points and concepts.drawn),
             )
             if given
         ]
         if unused:
-            logger.warning("input_text is set, so it is the prompt: %s not used.", _enumeration(unused))
-        return TextPrompt(phrase)
+            if concepts.boxes:
+                reason = "input_box_label is set, so boxes are examples"
+            else:
+                reason = "input_text is set, so it is the prompt"
+            logger.warning("%s: %s not used.", reason, _enumeration(unused))
+        return concepts
 
     typed = _typed_prompt(input_box, input_point, input_point_label)
     if typed and drawn:
@@ -155,23 +186,30 @@ def choose_prompt(
 
 
 def prompt_errors(
-    input_text: str = "", input_box: str = "", input_point: str = "", input_point_label: str = ""
+    input_text: str = "",
+    input_box: str = "",
+    input_box_label: str = "",
+    input_point: str = "",
+    input_point_label: str = "",
 ) -> dict[str, str]:
     """What is wrong with each of the prompt strings, to be shown while they are typed.
 
     Args:
-        input_text, input_box, input_point, input_point_label: see :func:`choose_prompt`.
+        input_text, input_box, input_box_label, input_point, input_point_label: see :func:`choose_prompt`.
 
     Returns:
         Names of parameters that do not hold what they are to hold, to the messages of their errors.
     """
     errors: dict[str, str] = {}
     for parse in (
-        lambda: parse_phrase(input_text),
+        lambda: parse_phrases(input_text),
         lambda: parse_boxes(input_box),
+        lambda: parse_box_labels(input_box_label),
         lambda: parse_points(input_point),
         lambda: parse_point_labels(input_point_label),
         lambda: _typed_prompt("", input_point, input_point_label),  # one label for each point?
+        # does all of it go together? the labels may be those of rectangles that are going to be drawn
+        lambda: input_box.strip() in _NOTHING_TYPED or _concept_prompt(input_text, input_box, input_box_label),
     ):
         try:
             parse()
@@ -191,57 +229,28 @@ def drawn_prompt(rectangles: Sequence[Box], points: Sequence[Point]) -> Geometri
     return GeometricPrompt(tuple(rectangles), tuple(points), (label,) * len(points), drawn=True)
 
 
-def parse_phrase(text: str) -> str:
-    """The noun phrase that ``text`` holds, with single spaces; blank gives none.
-
-    Raises:
-        PromptError: see the module.
-    """
-    phrase = " ".join(text.split())
-    if len(phrase) > _LONGEST_PHRASE:
-        raise PromptError("input_text", text, f"expected a noun phrase of at most {_LONGEST_PHRASE} characters")
-    return phrase
-
-
-def parse_boxes(text: str) -> tuple[Box, ...]:
-    """Boxes from ``[[x1, y1, x2, y2], ...]`` or a single ``[x1, y1, x2, y2]``; blank or ``[]`` gives none.
-
-    Raises:
-        PromptError: see the module.
-    """
-    boxes = _parse_rows("input_box", text, 4, _BOXES_EXPECTED)
-    _check_boxes("input_box", boxes)
-    return boxes  # type: ignore[return-value]
+def _concept_prompt(
+    input_text: str, input_box: str, input_box_label: str, drawn: GeometricPrompt | None = None
+) -> ConceptPrompt:
+    labels = parse_box_labels(input_box_label)
+    boxes = parse_boxes(input_box) if labels else ()
+    use_drawn = bool(labels and not boxes and drawn)
+    if use_drawn and drawn:
+        boxes = drawn.boxes
+    prompt = ConceptPrompt(parse_phrases(input_text), boxes, labels, use_drawn)
+    _check_examples(prompt)
+    return prompt
 
 
-def parse_points(text: str) -> tuple[Point, ...]:
-    """Points from ``[[x, y], ...]`` or a single ``[x, y]``; blank or ``[]`` gives none.
-
-    Raises:
-        PromptError: see the module.
-    """
-    return _parse_rows("input_point", text, 2, _POINTS_EXPECTED)  # type: ignore[return-value]
-
-
-def parse_point_labels(text: str) -> tuple[int, ...]:
-    """Labels from ``[1, 0, ...]`` or a bare ``1`` or ``0``; blank or ``[]`` gives none.
-
-    Raises:
-        PromptError: see the module.
-    """
-    value = _parse_json("input_point_label", text, _LABELS_EXPECTED)
-    labels = value if isinstance(value, list) else [value]
-    for label in labels:
-        if not _is_number(label) or label not in (FOREGROUND, BACKGROUND):
-            raise PromptError("input_point_label", text, f"{quote(label)} is not a label; {_LABELS_EXPECTED}")
-    return tuple(int(label) for label in labels)
-
-
-def quote(value: object, limit: int = 80) -> str:
-    """``value`` in quotes for an error message, cut to ``limit`` characters."""
-    text = value if isinstance(value, str) else str(value)
-    shortened = text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
-    return repr(shortened)
+def _check_examples(prompt: ConceptPrompt) -> None:
+    labels = list(prompt.box_labels)
+    check_label_count("input_box_label", labels, prompt.boxes, labels)
+    if prompt.boxes and len(prompt.phrases) > 1:
+        reason = f"example boxes go with one phrase, or with none, not with {len(prompt.phrases)}"
+        raise PromptError("input_text", list(prompt.phrases), reason)
+    if prompt.boxes and not prompt.phrases and POSITIVE not in labels:
+        reason = "nothing says what to find; expected a 1 among the labels, or a phrase in input_text"
+        raise PromptError("input_box_label", labels, reason)
 
 
 def _typed_prompt(input_box: str, input_point: str, input_point_label: str) -> GeometricPrompt:
@@ -249,7 +258,7 @@ def _typed_prompt(input_box: str, input_point: str, input_point_label: str) -> G
     points = parse_points(input_point)
     labels = parse_point_labels(input_point_label)
     if labels:
-        _check_label_count(labels, points, input_point_label)
+        check_label_count("input_point_label", labels, points, input_point_label)
     return GeometricPrompt(boxes, points, labels or (FOREGROUND,) * len(points))
 
 
@@ -261,89 +270,23 @@ def _usable(prompt: GeometricPrompt) -> GeometricPrompt:
     return prompt
 
 
-def _parse_rows(parameter: str, text: str, arity: int, expected: str) -> tuple[tuple[float, ...], ...]:
-    value = _parse_json(parameter, text, expected)
-    if not isinstance(value, list):
-        raise PromptError(parameter, text, f"this is not a list; {expected}")
-    rows = value if any(isinstance(item, list) for item in value) or not value else [value]
-    for row in rows:
-        if not isinstance(row, list):
-            raise PromptError(parameter, text, f"{quote(row)} is not a list of {arity} numbers; {expected}")
-        if len(row) != arity:
-            raise PromptError(parameter, text, f"{quote(row)} has {len(row)} items, not {arity}; {expected}")
-        for number in row:
-            if not _is_number(number):
-                raise PromptError(parameter, text, f"{quote(number)} is not a finite number; {expected}")
-    return tuple(tuple(float(number) for number in row) for row in rows)
+def _box_name(drawn: bool) -> str:
+    return "drawn rectangle" if drawn else "input_box"
 
 
-def _parse_json(parameter: str, text: str, expected: str) -> Any:
-    """The JSON value that ``text`` holds; it may also be what ``str()`` makes of tuples and of numpy's numbers."""
-    if not text.strip():
-        return []
-    try:
-        return json.loads(_with_tuples_as_lists(_with_plain_numbers(text)), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
-        raise PromptError(parameter, text, f"this cannot be read; {expected}") from None
+def _clipped_boxes(name: str, boxes: tuple[Box, ...], width: int, height: int) -> tuple[Box, ...]:
+    clipped = []
+    for x1, y1, x2, y2 in boxes:
+        left, top, right, bottom = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
+        if not (left < right and top < bottom):
+            reason = f"the box is outside the image; expected an overlap with [0, 0, {width}, {height}]"
+            raise PromptError(name, in_brackets((x1, y1, x2, y2)), reason)
+        clipped.append((left, top, right, bottom))
+    return tuple(clipped)
 
 
-def _with_plain_numbers(text: str) -> str:
-    return re.sub(r"\bnp\.(?:float|u?int)\d+\(([^()]*)\)", r"\1", text)
-
-
-def _with_tuples_as_lists(text: str) -> str:
-    if "(" not in text:
-        return text
-    opened = []
-    for bracket in re.findall(r"[()\[\]]", text):
-        if bracket in "([":
-            opened.append(bracket)
-        elif not opened or opened.pop() + bracket not in ("()", "[]"):
-            raise ValueError("unbalanced brackets")
-    without_trailing_commas = re.sub(r"([^\s(,]\s*),\)", r"\1)", text)
-    return without_trailing_commas.replace("(", "[").replace(")", "]")
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a finite number")
-
-
-def _is_number(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer beyond the range of floats
-        return False
-
-
-def _check_label_count(labels: Sequence[int], points: Sequence[Point], typed: object) -> None:
-    if len(labels) != len(points):
-        reason = f"{len(labels)} label(s) for {len(points)} point(s) in input_point; {_LABELS_EXPECTED}"
-        raise PromptError("input_point_label", typed, reason)
-
-
-def _check_boxes(parameter: str, boxes: Sequence[Sequence[float]]) -> None:
-    for box in boxes:
-        x1, y1, x2, y2 = box
-        if not (x1 < x2 and y1 < y2):  # so that NaN is refused too
-            raise PromptError(parameter, _numbers(box), f"the box has no area; {_BOXES_EXPECTED}")
-
-
-def _clipped_box(name: str, box: Box, width: int, height: int) -> Box:
-    x1, y1, x2, y2 = box
-    clipped = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
-    if not (clipped[0] < clipped[2] and clipped[1] < clipped[3]):
-        raise PromptError(
-            name,
-            _numbers(box),
-            f"the box is outside the image; expected an overlap with [0, 0, {width}, {height}]",
-        )
-    return clipped
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return "[" + ", ".join(f"{value:.16g}" for value in values) + "]"
+def _scaled_boxes(boxes: tuple[Box, ...], x_factor: float, y_factor: float) -> tuple[Box, ...]:
+    return tuple((x1 * x_factor, y1 * y_factor, x2 * x_factor, y2 * y_factor) for x1, y1, x2, y2 in boxes)
 
 
 def _enumeration(names: Sequence[str]) -> str:

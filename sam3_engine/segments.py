@@ -1,4 +1,4 @@
-"""What was segmented: masks at the source image's size, one by one or painted into one map.
+"""What was segmented: masks at the source image's size, one by one or painted into one map; duplicates dropped.
 
 Importing this module imports torch.
 """
@@ -12,7 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .prompts import Box
+from .parsing import Box
+
+MOST_IN_A_MAP = 255  # a label map has 8 bits
+
+_COMPARED_AT_ONCE = 256  # bounds the memory that comparing masks takes
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,10 +26,9 @@ class Segment:
     Attributes:
         mask_logits: (h, w) at the network's mask resolution, covering the whole image, in the dtype it came in.
         width, height: of the source image, in pixels.
-        score: 0..1. Text: how sure SAM 3 is of the instance. Points and boxes: its estimate of the mask's IoU.
+        score: 0..1. Instances: how sure SAM 3 is of them. Points and boxes: its estimate of the mask's IoU.
         label: the phrase, or "object".
-        detected_box: (x1, y1, x2, y2) in source-image pixels as the network gave it with the instance, cut to the image
-            (text only).
+        detected_box: (x1, y1, x2, y2) in source-image pixels as the network gave it with an instance, cut to the image.
     """
 
     mask_logits: torch.Tensor
@@ -58,7 +61,8 @@ def label_map(segments: Sequence[Segment], width: int, height: int) -> np.ndarra
     They are painted where their logits are, on a GPU if they come from one; only the map is brought over.
 
     Args:
-        segments: at most 255, best first; where they overlap the earlier one wins.
+        segments: at most :data:`MOST_IN_A_MAP`; where they overlap the one of higher score wins, of equal ones the
+            earlier.
         width, height: of the source image, in pixels.
 
     Returns:
@@ -69,9 +73,9 @@ def label_map(segments: Sequence[Segment], width: int, height: int) -> np.ndarra
     painted = torch.zeros((height, width), dtype=torch.uint8, device=segments[0].mask_logits.device)
     # the bounds of all at once: waiting for a GPU in between would cost more than the painting
     bounds = torch.stack([_bounds(segment.mask_logits) for segment in segments]).tolist()
-    for number in range(len(segments), 0, -1):
-        logits = segments[number - 1].mask_logits
-        top, bottom, left, right = bounds[number - 1]
+    for index in reversed(_by_falling_score(segments)):
+        logits = segments[index].mask_logits
+        top, bottom, left, right = bounds[index]
         rows, rows_painted = _part(top, bottom, logits.shape[0], height)
         columns, columns_painted = _part(left, right, logits.shape[1], width)
         region = painted[rows_painted, columns_painted]
@@ -79,8 +83,63 @@ def label_map(segments: Sequence[Segment], width: int, height: int) -> np.ndarra
             logits[None, None, rows, columns], region.shape, mode="bilinear", align_corners=False
         )[0, 0]
         # as the package does, in the network's dtype: in bfloat16, logits next to 0 would else change sides
-        region.masked_fill_(at_source_size.sigmoid_() > 0.5, number)
+        region.masked_fill_(at_source_size.sigmoid_() > 0.5, index + 1)
     return painted.cpu().numpy()
+
+
+def best(segments: Sequence[Segment], count: int) -> list[Segment]:
+    """The ``count`` segments of highest score, all if they are fewer, in the order in which they come."""
+    return [segments[index] for index in sorted(_by_falling_score(segments)[:count])]
+
+
+def without_duplicates(segments: Sequence[Segment], iou_threshold: float) -> list[Segment]:
+    """Drop segments that overlap a better one too much: greedy non-maximum suppression by masks.
+
+    The IoU is that of the masks at the network's resolution, of positive logits. Segments are compared whatever their
+    labels are, on the device of their logits.
+
+    Args:
+        segments: all of the same image and network.
+        iou_threshold: 0..1; a segment whose IoU with a better one that is kept exceeds this is dropped. At 1 none is.
+
+    Returns:
+        The others, in the order in which they come.
+    """
+    if iou_threshold >= 1 or len(segments) < 2:
+        return list(segments)
+    by_score = _by_falling_score(segments)
+    kept: list[int] = []
+    for start in range(0, len(by_score), _COMPARED_AT_ONCE):
+        block = by_score[start : start + _COMPARED_AT_ONCE]
+        masks = _binary_masks(segments, block)
+        duplicate = np.zeros(len(block), bool)
+        for earlier in range(0, len(kept), _COMPARED_AT_ONCE):
+            better = _binary_masks(segments, kept[earlier : earlier + _COMPARED_AT_ONCE])
+            duplicate |= (_ious(masks, better) > iou_threshold).any(dim=1).cpu().numpy()
+        alike = (_ious(masks, masks) > iou_threshold).cpu().numpy()
+        for index in range(len(block)):
+            if not duplicate[index]:
+                kept.append(block[index])
+                duplicate |= alike[index]
+    return [segments[index] for index in sorted(kept)]
+
+
+def _by_falling_score(segments: Sequence[Segment]) -> list[int]:
+    """Indices of segments, best first; equal ones in the order in which they come."""
+    return sorted(range(len(segments)), key=lambda index: -segments[index].score)
+
+
+def _binary_masks(segments: Sequence[Segment], indices: Sequence[int]) -> torch.Tensor:
+    """(indices, h * w) 0 and 1, in float32: sums of them are exact far beyond the pixels of a mask."""
+    return torch.stack([segments[index].mask_logits > 0 for index in indices]).flatten(1).float()
+
+
+def _ious(masks: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """(n, m) IoU of each of n masks with each of m others; 0 if both are empty."""
+    with torch.autocast(masks.device.type, enabled=False):  # which would round the sums
+        shared = masks @ others.T
+    of_both = masks.sum(dim=1)[:, None] + others.sum(dim=1) - shared
+    return shared / of_both.clamp(min=1)
 
 
 def _bounds(logits: torch.Tensor) -> torch.Tensor:

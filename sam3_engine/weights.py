@@ -10,7 +10,7 @@ import logging
 import os
 from pathlib import Path
 
-from .prompts import quote
+from .parsing import quote
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,4 @@
-"""The masks of the shapes network are right, through the plugin; and the measure of that can fail.
-
-Exemplar boxes, which the plugin does not have, go through the package's processor.
-"""
+"""The masks of the shapes network are right, through the plugin; and the measure of that can fail."""
 
 import dataclasses
 import re
@@ -69,6 +66,12 @@ def test_phrases_find_what_they_name(results):
     assert phrases.true > 60
     assert good(phrases, PHRASES)
     assert phrases.mean_iou >= MEAN_IOU
+
+
+def test_two_phrases_at_once_find_each_its_own(results):
+    two = results.found["phrases: two at once"]
+    assert two.questions > SCENES
+    assert good(two, PHRASES)
 
 
 def test_phrases_for_what_is_not_there_find_nothing(results):

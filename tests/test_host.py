@@ -16,7 +16,7 @@ import torch
 from demo.plugin import REPOSITORY
 from sam3_engine.model import load_model
 from sam3_engine.predictor import Predictor
-from sam3_engine.prompts import GeometricPrompt, PromptError, TextPrompt
+from sam3_engine.prompts import ConceptPrompt, GeometricPrompt, PromptError
 from sam3_engine.runtime import _openmp, building_network, inference
 
 CPU = torch.device("cpu")
@@ -78,7 +78,7 @@ def unusual_host():
 def use_everything(checkpoint, image):
     predictor = Predictor(load_model(checkpoint, CPU))
     embedding = predictor.encode_image(image, size_percent=70)
-    text = predictor.segment(embedding, TextPrompt("shoe"), confidence_threshold=0)
+    text = predictor.segment(embedding, ConceptPrompt(("shoe",)), confidence_threshold=0)
     box = predictor.segment(embedding, GeometricPrompt(boxes=((60, 80, 300, 330),)), multimask=True)
     with pytest.raises(PromptError):
         predictor.segment(embedding, GeometricPrompt(points=((-1, 5),), point_labels=(1,)))

@@ -10,13 +10,13 @@ import torch
 from demo.random_weights import SMALL
 from sam3_engine.model import build_network, checkpoint_contents, load_model
 from sam3_engine.predictor import Predictor
-from sam3_engine.prompts import GeometricPrompt, TextPrompt
+from sam3_engine.prompts import ConceptPrompt, GeometricPrompt
 
 CPU = torch.device("cpu")
 SIZES = [56, 98, 168, 196, 336]
 BOXES = [[60, 80, 300, 330], [5, 5, 635, 420]]
 PROMPTS = [
-    TextPrompt("shoe"),
+    ConceptPrompt(("shoe",)),
     GeometricPrompt(points=((210, 150),), point_labels=(1,)),
     GeometricPrompt(points=((210, 150), (500, 300)), point_labels=(1, 0)),
     GeometricPrompt(boxes=tuple(map(tuple, BOXES))),

@@ -14,7 +14,7 @@ import torch
 from demo.random_weights import SMALL, write_random_checkpoint
 from sam3_engine.model import CheckpointError, cast_encoder_weights, checkpoint_contents, load_model, shared_model
 from sam3_engine.predictor import Predictor
-from sam3_engine.prompts import GeometricPrompt, TextPrompt
+from sam3_engine.prompts import ConceptPrompt, GeometricPrompt
 
 CPU = torch.device("cpu")
 
@@ -65,7 +65,7 @@ def test_tensors_of_other_float_types_are_converted_and_complex_tables_kept(save
 @pytest.mark.parametrize("multimask", [False, True])
 def test_encoders_held_in_half_precision_answer_the_same(small_checkpoint, photograph, multimask):
     prompts = [
-        TextPrompt("yellow school bus"),
+        ConceptPrompt(("yellow school bus",)),
         GeometricPrompt(points=((210, 150), (500, 300)), point_labels=(1, 0)),
         GeometricPrompt(boxes=((60, 80, 300, 330), (5, 5, 635, 420))),
     ]
@@ -250,7 +250,7 @@ def test_random_weights_are_the_same_for_the_same_seed(tmp_path):
 def test_every_precision_answers_alike(small_checkpoint, photograph, precision):
     reference = Predictor(load_model(small_checkpoint, CPU, torch.float32))
     predictor = Predictor(load_model(small_checkpoint, CPU, precision))
-    for prompt in (GeometricPrompt(points=((210, 150),), point_labels=(1,)), TextPrompt("shoe")):
+    for prompt in (GeometricPrompt(points=((210, 150),), point_labels=(1,)), ConceptPrompt(("shoe",))):
         wanted = reference.segment(reference.encode_image(photograph), prompt, confidence_threshold=0)[0]
         found = predictor.segment(predictor.encode_image(photograph), prompt, confidence_threshold=0)[0]
         assert found.score == pytest.approx(wanted.score, abs=0.02)

@@ -13,7 +13,7 @@ from demo.plugin import REPOSITORY
 from sam3_engine.images import ImageError
 from sam3_engine.model import load_model
 from sam3_engine.predictor import Predictor
-from sam3_engine.prompts import GeometricPrompt, PromptError, TextPrompt
+from sam3_engine.prompts import ConceptPrompt, GeometricPrompt, PromptError
 
 CPU = torch.device("cpu")
 BOX = (60.0, 80.0, 300.0, 330.0)
@@ -31,7 +31,7 @@ def embedding(predictor, photograph):
 
 
 def test_an_embedding_serves_any_number_of_prompts(predictor, embedding, photograph):
-    prompts = [GeometricPrompt(boxes=BOXES), TextPrompt("shoe"), GeometricPrompt(boxes=(BOX,))]
+    prompts = [GeometricPrompt(boxes=BOXES), ConceptPrompt(("shoe",)), GeometricPrompt(boxes=(BOX,))]
     fresh = [predictor.segment(predictor.encode_image(photograph), prompt)[:1] for prompt in prompts]
     for prompt, wanted in zip([*prompts, *prompts], [*fresh, *fresh], strict=True):
         found = predictor.segment(embedding, prompt)[:1]
@@ -42,7 +42,7 @@ def test_an_embedding_serves_any_number_of_prompts(predictor, embedding, photogr
 def test_the_encoder_is_not_run_again_for_a_prompt(predictor, embedding, monkeypatch):
     monkeypatch.setattr(predictor.model.network.backbone, "forward_image", None)
     assert predictor.segment(embedding, GeometricPrompt(boxes=BOXES), multimask=True)
-    predictor.segment(embedding, TextPrompt("shoe"))
+    predictor.segment(embedding, ConceptPrompt(("shoe",)))
 
 
 def test_a_pil_image_is_the_same_as_its_array(predictor, embedding, photograph):
@@ -96,17 +96,17 @@ def test_a_prompt_made_by_hand_is_checked_too(predictor, embedding, prompt, mess
 
 
 def test_the_threshold_is_exclusive_and_keeps_the_order(predictor, embedding):
-    every = predictor.segment(embedding, TextPrompt("shoe"), confidence_threshold=0.0)
+    every = predictor.segment(embedding, ConceptPrompt(("shoe",)), confidence_threshold=0.0)
     scores = [segment.score for segment in every]
     assert scores == sorted(scores, reverse=True)
     middle = scores[len(scores) // 2]
-    kept = predictor.segment(embedding, TextPrompt("shoe"), confidence_threshold=middle)
+    kept = predictor.segment(embedding, ConceptPrompt(("shoe",)), confidence_threshold=middle)
     assert [segment.score for segment in kept] == [score for score in scores if score > middle]
     assert 0 < len(kept) < len(every)
 
 
 def test_the_box_of_an_instance_is_inside_its_image_and_that_of_an_outline_bounds_its_mask(predictor, embedding):
-    for segment in predictor.segment(embedding, TextPrompt("shoe"), confidence_threshold=0.0):
+    for segment in predictor.segment(embedding, ConceptPrompt(("shoe",)), confidence_threshold=0.0):
         x1, y1, x2, y2 = segment.box
         assert 0 <= x1 < x2 <= embedding.width
         assert 0 <= y1 < y2 <= embedding.height
@@ -118,7 +118,7 @@ def test_the_box_of_an_instance_is_inside_its_image_and_that_of_an_outline_bound
 
 
 def test_threads_on_one_model_get_the_results_of_one_thread(predictor, photograph):
-    prompts = [GeometricPrompt(boxes=(box,)) for box in BOXES] + [TextPrompt("shoe")]
+    prompts = [GeometricPrompt(boxes=(box,)) for box in BOXES] + [ConceptPrompt(("shoe",))]
     embeddings = [predictor.encode_image(image) for image in (photograph, photograph[:, ::-1])]
     wanted = {
         (e, p): predictor.segment(embeddings[e], prompt, confidence_threshold=0)[0].mask

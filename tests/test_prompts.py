@@ -10,22 +10,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sam3_engine.prompts import (
-    GeometricPrompt,
+from sam3_engine.parsing import (
     PromptError,
-    TextPrompt,
-    choose_prompt,
-    drawn_prompt,
+    parse_box_labels,
     parse_boxes,
+    parse_phrases,
     parse_point_labels,
     parse_points,
-    prompt_errors,
     quote,
 )
+from sam3_engine.prompts import ConceptPrompt, GeometricPrompt, choose_prompt, drawn_prompt, prompt_errors
 
-PARSERS = {"input_box": parse_boxes, "input_point": parse_points, "input_point_label": parse_point_labels}
+PARSERS = {
+    "input_box": parse_boxes,
+    "input_box_label": parse_box_labels,
+    "input_point": parse_points,
+    "input_point_label": parse_point_labels,
+}
+LABELS = ["input_box_label", "input_point_label"]
 EXPECTED = {
     "input_box": "expected a list of boxes [[x1, y1, x2, y2], ...]",
+    "input_box_label": "expected a list with one label per box, 1 for an example of what to find and 0 for what not",
     "input_point": "expected a list of points [[x, y], ...]",
     "input_point_label": "expected a list with one label per point, 1 for foreground and 0 for background",
 }
@@ -117,6 +122,7 @@ def test_several_points_keep_their_order(text):
     assert parse_points(text) == (POINT, (-1.0, 0.5))
 
 
+@pytest.mark.parametrize("parameter", LABELS)
 @pytest.mark.parametrize(
     ("text", "labels"),
     [
@@ -132,9 +138,77 @@ def test_several_points_keep_their_order(text):
         ("[ 1.0,\n0.0 ]", (1, 0)),
     ],
 )
-def test_labels_in_every_spelling(text, labels):
-    assert parse_point_labels(text) == labels
-    assert all(type(label) is int for label in parse_point_labels(text))
+def test_labels_in_every_spelling(parameter, text, labels):
+    assert PARSERS[parameter](text) == labels
+    assert all(type(label) is int for label in PARSERS[parameter](text))
+
+
+@pytest.mark.parametrize(
+    ("text", "phrases"),
+    [
+        ("shoe", ("shoe",)),
+        ("shoe, person", ("shoe, person",)),
+        ("shoes (red) [worn]", ("shoes (red) [worn]",)),
+        ("(red) shoe", ("(red) shoe",)),
+        ("('shoe')", ("('shoe')",)),
+        ("(shoe, person)", ("(shoe, person)",)),
+        ("'shoe'", ("'shoe'",)),
+        ("{1: 2}", ("{1: 2}",)),
+        ('["shoe", "person"]', ("shoe", "person")),
+        ("['shoe', 'person']", ("shoe", "person")),
+        ("('shoe', 'person')", ("shoe", "person")),
+        ("('shoe',)", ("shoe",)),
+        ('\n[ "shoe" ,\t"person"\n]', ("shoe", "person")),
+        ('["  red\\n shoe "]', ("red shoe",)),
+        ("[\"driver's seat\", 'wheel']", ("driver's seat", "wheel")),
+        ('["shoe, left", "[]"]', ("shoe, left", "[]")),
+        ('["caf\\u00e9"]', ("café",)),
+        ('["shoe", "person", "shoe ", " shoe"]', ("shoe", "person")),
+        ("[]", ()),
+        ("()", ()),
+        (" [ ] ", ()),
+        (" \n", ()),
+        ("", ()),
+    ],
+)
+def test_phrases_in_every_spelling(text, phrases):
+    assert parse_phrases(text) == phrases
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[shoe]", "this cannot be read"),
+        ('["shoe", "person"', "this cannot be read"),
+        ('["shoe" "person",]]', "this cannot be read"),
+        ("['shoe\\d']", "this cannot be read"),
+        ("[f'shoe']", "this cannot be read"),
+        ("[__import__('os')]", "this cannot be read"),
+        ("[" * LONG, "this cannot be read"),
+        ("[" * 150 + "]" * 150, "is not a phrase"),
+        ("[1, 2]", "'1' is not a phrase"),
+        ('["shoe", null]', "'None' is not a phrase"),
+        ("['shoe', ['person']]", "is not a phrase"),
+        ("(1, 2)", "'1' is not a phrase"),
+        ("((1, 2), 'shoe')", "is not a phrase"),
+        ('["shoe", " "]', "there is a blank phrase"),
+        ('["shoe", ""]', "there is a blank phrase"),
+        (str(["shoe", "x" * 1001]), "expected a noun phrase of at most 1000 characters"),
+    ],
+    ids=lambda text: text[:30],
+)
+def test_what_is_no_list_of_phrases_is_refused(text, reason):
+    message = refusal(parse_phrases, text)
+    assert_quotes(message, "input_text", text)
+    assert reason in message
+    assert "expected a noun phrase" in message
+
+
+@given(phrases=st.lists(st.text(alphabet=st.characters(exclude_characters="\\"), min_size=1)))
+def test_phrases_written_by_python_come_back(phrases):
+    phrases = [" ".join(phrase.split()) for phrase in phrases]
+    phrases = list(dict.fromkeys(phrase for phrase in phrases if phrase))
+    assert parse_phrases(str(phrases)) == parse_phrases(str(tuple(phrases))) == tuple(phrases)
 
 
 @pytest.mark.parametrize("parse", PARSERS.values())
@@ -271,19 +345,20 @@ def test_what_is_no_finite_number_is_refused_as_a_coordinate(parameter, template
     assert EXPECTED[parameter] in message
 
 
+@pytest.mark.parametrize("parameter", LABELS)
 @pytest.mark.parametrize("template", ["{}", "[{}]", "[1, {}]", "({}, 0)"])
 @pytest.mark.parametrize(
     "label",
     ["2", "-1", "0.5", "1.0000001", "[1]", "[]", *NOT_A_NUMBER, "NaN", "Infinity"],
     ids=lambda label: label[:12],
 )
-def test_a_label_other_than_0_and_1_is_refused(template, label):
+def test_a_label_other_than_0_and_1_is_refused(parameter, template, label):
     text = template.format(label)
     if text in ("[1]", "[]"):
         text = f"[{text}]"  # alone these are lists of labels
-    message = refusal(parse_point_labels, text)
-    assert_quotes(message, "input_point_label", text)
-    assert EXPECTED["input_point_label"] in message
+    message = refusal(PARSERS[parameter], text)
+    assert_quotes(message, parameter, text)
+    assert EXPECTED[parameter] in message
 
 
 @pytest.mark.parametrize(
@@ -416,7 +491,7 @@ def test_refused_coordinates_are_quoted_in_full(input_box, input_point, typed):
 
 
 def test_a_text_beyond_all_phrases_is_refused():
-    assert choose_prompt("x" * 1000) == TextPrompt("x" * 1000)
+    assert choose_prompt("x" * 1000) == ConceptPrompt(("x" * 1000,))
     message = refusal(choose_prompt, "x" * 1001)
     assert_quotes(message, "input_text", "x" * 1001)
     assert "(1001 characters)" in message
@@ -444,15 +519,15 @@ GEOMETRY = GeometricPrompt(boxes=(BOX,), points=(POINT,), point_labels=(1,))
 @pytest.mark.parametrize(
     ("text", "box", "point", "drawn", "chosen", "left_aside"),
     [
-        ("shoe", "", "", None, TextPrompt("shoe"), set()),
-        ("shoe", " ", "\n", GeometricPrompt(), TextPrompt("shoe"), set()),
-        ("shoe", "[]", "()", None, TextPrompt("shoe"), set()),
-        ("shoe", TYPED_BOX, "", None, TextPrompt("shoe"), {"input_box"}),
-        ("shoe", "", TYPED_POINT, None, TextPrompt("shoe"), {"input_point"}),
-        ("shoe", "", "", DRAWN, TextPrompt("shoe"), {"drawn"}),
-        ("shoe", TYPED_BOX, TYPED_POINT, None, TextPrompt("shoe"), {"input_box", "input_point"}),
-        ("shoe", TYPED_BOX, TYPED_POINT, DRAWN, TextPrompt("shoe"), {"input_box", "input_point", "drawn"}),
-        ("shoe", "not a box", "[[1]]", None, TextPrompt("shoe"), {"input_box", "input_point"}),
+        ("shoe", "", "", None, ConceptPrompt(("shoe",)), set()),
+        ("shoe", " ", "\n", GeometricPrompt(), ConceptPrompt(("shoe",)), set()),
+        ("shoe", "[]", "()", None, ConceptPrompt(("shoe",)), set()),
+        ("shoe", TYPED_BOX, "", None, ConceptPrompt(("shoe",)), {"input_box"}),
+        ("shoe", "", TYPED_POINT, None, ConceptPrompt(("shoe",)), {"input_point"}),
+        ("shoe", "", "", DRAWN, ConceptPrompt(("shoe",)), {"drawn"}),
+        ("shoe", TYPED_BOX, TYPED_POINT, None, ConceptPrompt(("shoe",)), {"input_box", "input_point"}),
+        ("shoe", TYPED_BOX, TYPED_POINT, DRAWN, ConceptPrompt(("shoe",)), {"input_box", "input_point", "drawn"}),
+        ("shoe", "not a box", "[[1]]", None, ConceptPrompt(("shoe",)), {"input_box", "input_point"}),
         ("", TYPED_BOX, "", None, GeometricPrompt(boxes=(BOX,)), set()),
         ("", "", TYPED_POINT, None, GeometricPrompt(points=(POINT,), point_labels=(1,)), set()),
         ("", TYPED_BOX, TYPED_POINT, None, GEOMETRY, set()),
@@ -466,7 +541,7 @@ GEOMETRY = GeometricPrompt(boxes=(BOX,), points=(POINT,), point_labels=(1,))
     ],
 )
 def test_text_counts_before_typed_before_drawn(caplog, text, box, point, drawn, chosen, left_aside):
-    assert choose_prompt(text, box, point, drawn=drawn) == chosen
+    assert choose_prompt(text, box, input_point=point, drawn=drawn) == chosen
     warnings = logged_warnings(caplog)
     assert len(warnings) == (1 if left_aside else 0)
     named = {name for name in ("input_box", "input_point", "drawn") if any(name in warning for warning in warnings)}
@@ -477,7 +552,7 @@ def test_text_counts_before_typed_before_drawn(caplog, text, box, point, drawn, 
 
 def test_drawn_graphics_of_several_kinds_are_left_aside_with_one_warning(caplog):
     drawn = drawn_prompt([BOX, OTHER_BOX], [POINT])
-    assert choose_prompt("shoe", drawn=drawn) == TextPrompt("shoe")
+    assert choose_prompt("shoe", drawn=drawn) == ConceptPrompt(("shoe",))
     assert len(logged_warnings(caplog)) == 1
 
 
@@ -490,7 +565,114 @@ def test_nothing_given_is_nothing_to_segment(caplog):
     ("text", "phrase"), [("shoe", "shoe"), ("  red\n shoe\t", "red shoe"), ("chaussure d’été", "chaussure d’été")]
 )
 def test_blanks_around_and_within_a_phrase_do_not_count(text, phrase):
-    assert choose_prompt(text) == TextPrompt(phrase)
+    assert choose_prompt(text) == ConceptPrompt((phrase,))
+
+
+def test_several_phrases_are_one_prompt(caplog):
+    assert choose_prompt('["shoe", "red  hat"]') == ConceptPrompt(("shoe", "red hat"))
+    assert choose_prompt("[]", TYPED_BOX) == GeometricPrompt(boxes=(BOX,))
+    assert logged_warnings(caplog) == []
+
+
+TWO_BOXES = str([list(BOX), list(OTHER_BOX)])
+DRAWN_BOTH = GeometricPrompt((OTHER_BOX,), (POINT,), (0,), drawn=True)
+
+
+@pytest.mark.parametrize(
+    ("typed", "drawn", "chosen", "left_aside"),
+    [
+        ({"input_box": TYPED_BOX, "input_box_label": "1"}, None, ConceptPrompt((), (BOX,), (1,)), []),
+        (
+            {"input_box": TWO_BOXES, "input_box_label": "[1, 0]"},
+            None,
+            ConceptPrompt((), (BOX, OTHER_BOX), (1, 0)),
+            [],
+        ),
+        (
+            {"input_text": "shoe", "input_box": TYPED_BOX, "input_box_label": "[0]"},
+            None,
+            ConceptPrompt(("shoe",), (BOX,), (0,)),
+            [],
+        ),
+        ({"input_box": TYPED_BOX, "input_box_label": "[]"}, None, GeometricPrompt((BOX,)), []),
+        # rectangles can be examples, too
+        ({"input_box_label": "1"}, DRAWN, ConceptPrompt((), (OTHER_BOX,), (1,), drawn=True), []),
+        ({"input_text": "shoe", "input_box_label": "0"}, DRAWN, ConceptPrompt(("shoe",), (OTHER_BOX,), (0,), True), []),
+        ({"input_box_label": "1"}, DRAWN_BOTH, ConceptPrompt((), (OTHER_BOX,), (1,), True), ["what is drawn beside"]),
+        ({"input_box": TYPED_BOX, "input_box_label": "1"}, DRAWN, ConceptPrompt((), (BOX,), (1,)), ["what is drawn"]),
+        (
+            {"input_box": TYPED_BOX, "input_box_label": "1", "input_point": TYPED_POINT, "input_point_label": "[2"},
+            None,
+            ConceptPrompt((), (BOX,), (1,)),
+            ["input_point"],
+        ),
+    ],
+)
+def test_labels_make_examples_of_the_boxes(caplog, typed, drawn, chosen, left_aside):
+    assert choose_prompt(**typed, drawn=drawn) == chosen
+    warnings = logged_warnings(caplog)
+    assert len(warnings) == len(left_aside)
+    for warning, name in zip(warnings, left_aside, strict=True):
+        assert warning.startswith(f"input_box_label is set, so boxes are examples: {name}")
+
+
+@pytest.mark.parametrize(
+    ("typed", "drawn", "parameter", "reason"),
+    [
+        ({"input_box": TYPED_BOX, "input_box_label": "[1, 0]"}, None, "input_box_label", "2 label(s) for 1 box(es)"),
+        ({"input_box": TWO_BOXES, "input_box_label": "1"}, None, "input_box_label", "1 label(s) for 2 box(es)"),
+        ({"input_box_label": "1"}, None, "input_box_label", "1 label(s) for 0 box(es)"),
+        ({"input_text": "shoe", "input_box_label": "1"}, None, "input_box_label", "1 label(s) for 0 box(es)"),
+        ({"input_box_label": "[1, 0]"}, DRAWN, "input_box_label", "2 label(s) for 1 box(es)"),
+        ({"input_box": TYPED_BOX, "input_box_label": "0"}, None, "input_box_label", "nothing says what to find"),
+        ({"input_box": TWO_BOXES, "input_box_label": "[0, 0]"}, None, "input_box_label", "a phrase in input_text"),
+        (
+            {"input_text": '["shoe", "hat"]', "input_box": TYPED_BOX, "input_box_label": "1"},
+            None,
+            "input_text",
+            "example boxes go with one phrase, or with none, not with 2",
+        ),
+        ({"input_text": "shoe", "input_box": "[1, 2", "input_box_label": "1"}, None, "input_box", "cannot be read"),
+        (
+            {"input_text": "shoe", "input_box": TYPED_BOX, "input_box_label": "2"},
+            None,
+            "input_box_label",
+            "'2' is not a label",
+        ),
+    ],
+)
+def test_examples_that_go_with_nothing_are_refused(typed, drawn, parameter, reason):
+    message = refusal(choose_prompt, **typed, drawn=drawn)
+    assert message.startswith(f"{parameter} = ")
+    assert reason in message
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        ConceptPrompt(boxes=(BOX,)),
+        ConceptPrompt(boxes=(BOX,), box_labels=(0,)),
+        ConceptPrompt(("shoe", "hat"), (BOX,), (1,)),
+        ConceptPrompt(("shoe",), box_labels=(1,)),
+        ConceptPrompt(boxes=((30, 20, 10, 40),), box_labels=(1,)),
+        ConceptPrompt(boxes=((WIDTH, 0, WIDTH + 5, 5),), box_labels=(1,)),
+    ],
+)
+def test_concepts_made_by_hand_are_checked_like_typed_ones(prompt):
+    refusal(prompt.clipped, WIDTH, HEIGHT)
+
+
+def test_example_boxes_are_clipped_and_scaled():
+    prompt = ConceptPrompt(boxes=((-5, 10, 20, 1000), BOX), box_labels=(1, 0), drawn=True)
+    clipped = prompt.clipped(WIDTH, HEIGHT)
+    assert clipped == dataclasses.replace(prompt, boxes=((0, 10, 20, HEIGHT), BOX))
+    assert clipped.scaled(2, 0.5).boxes == ((0, 5, 40, HEIGHT / 2), (20, 10, 60, 20))
+
+
+def test_instances_are_called_after_their_phrase_or_objects():
+    assert ConceptPrompt(("shoe", "hat")).names == ("shoe", "hat")
+    assert ConceptPrompt(("shoe",), (BOX,), (1,)).names == ("shoe",)
+    assert ConceptPrompt(boxes=(BOX,), box_labels=(1,)).names == GEOMETRY.names == ("object",)
 
 
 @pytest.mark.parametrize("labels", ["", " ", "[]", "[1, 1]", "(1.0, 1.0)"])
@@ -549,7 +731,7 @@ def test_drawn_points_are_background_if_a_rectangle_is_drawn_too(caplog, rectang
 
 
 @pytest.mark.parametrize(
-    ("prompt", "field"), [(TextPrompt("shoe"), "phrase"), (GEOMETRY, "boxes"), (GEOMETRY, "drawn")]
+    ("prompt", "field"), [(ConceptPrompt(("shoe",)), "phrases"), (GEOMETRY, "boxes"), (GEOMETRY, "drawn")]
 )
 def test_prompts_cannot_be_changed(prompt, field):
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -572,7 +754,8 @@ def test_equal_prompts_have_equal_hashes(make):
 
 
 def test_different_prompts_are_not_equal():
-    assert TextPrompt("shoe") != TextPrompt("shoes")
+    assert ConceptPrompt(("shoe",)) != ConceptPrompt(("shoes",))
+    assert ConceptPrompt(("shoe",)) != ConceptPrompt(("shoe",), (BOX,), (1,))
     assert dataclasses.replace(GEOMETRY, point_labels=(0,)) != GEOMETRY
 
 
@@ -583,7 +766,7 @@ def test_a_geometric_prompt_is_true_if_it_holds_anything():
 
 
 def test_a_phrase_fits_every_image():
-    assert TextPrompt("shoe").clipped(1, 1) == TextPrompt("shoe")
+    assert ConceptPrompt(("shoe",)).clipped(1, 1) == ConceptPrompt(("shoe",))
 
 
 @pytest.mark.parametrize("drawn", [False, True])
@@ -628,26 +811,46 @@ def test_any_text_gives_rows_of_finite_numbers_or_a_refusal(parameter, text):
         assert all(len(row) == ARITY[parameter] and all(map(math.isfinite, row)) for row in rows)
 
 
+@pytest.mark.parametrize("parameter", LABELS)
 @thorough
 @given(text=ANY_TEXT)
-def test_any_text_gives_labels_or_a_refusal(text):
+def test_any_text_gives_labels_or_a_refusal(parameter, text):
     try:
-        labels = parse_point_labels(text)
+        labels = PARSERS[parameter](text)
     except PromptError as refused:
-        assert str(refused).startswith("input_point_label = ")  # noqa: PT017
+        assert str(refused).startswith(f"{parameter} = ")  # noqa: PT017
     else:
         assert set(labels) <= {0, 1}
 
 
 @thorough
-@given(text=PHRASES, box=ANY_TEXT, point=ANY_TEXT, labels=ANY_TEXT, drawn=st.sampled_from([None, DRAWN]))
-def test_any_texts_give_a_prompt_or_a_refusal(text, box, point, labels, drawn):
+@given(text=ANY_TEXT | ANY_TEXT.map(lambda text: f"[{text}]"))
+def test_any_text_gives_phrases_or_a_refusal(text):
     try:
-        prompt = choose_prompt(text, box, point, labels, drawn)
+        phrases = parse_phrases(text)
+    except PromptError as refused:
+        assert str(refused).startswith("input_text = ")  # noqa: PT017
+    else:
+        assert all(phrase == " ".join(phrase.split()) != "" for phrase in phrases)
+        assert len(set(phrases)) == len(phrases)
+
+
+@thorough
+@given(
+    text=PHRASES,
+    box=ANY_TEXT,
+    box_labels=PHRASES,
+    point=ANY_TEXT,
+    point_labels=ANY_TEXT,
+    drawn=st.sampled_from([None, DRAWN]),
+)
+def test_any_texts_give_a_prompt_or_a_refusal(text, box, box_labels, point, point_labels, drawn):
+    try:
+        prompt = choose_prompt(text, box, box_labels, point, point_labels, drawn)
     except PromptError as refused:
         assert str(refused).startswith("input_")  # noqa: PT017
     else:
-        assert isinstance(prompt, TextPrompt) == bool(text.strip())
+        assert isinstance(prompt, ConceptPrompt) == bool(parse_phrases(text) or parse_box_labels(box_labels))
         assert drawn is None or prompt is not None
 
 
@@ -660,6 +863,14 @@ MALFORMED_TOGETHER = [
     ({"input_point": "[1, 2", "input_point_label": "[1, 0]"}, {"input_point": "cannot be read"}),
     ({"input_point_label": "1"}, {"input_point_label": "1 label(s) for 0 point(s)"}),
     ({"input_text": "x" * 1001, "input_box": "[]"}, {"input_text": "at most 1000 characters"}),
+    ({"input_text": "[shoe]"}, {"input_text": "cannot be read"}),
+    ({"input_text": '["shoe", "hat"]', "input_box": "[1, 2, 3, 4]"}, {}),
+    ({"input_text": "shoe", "input_box": "[1, 2, 3, 4]", "input_box_label": "1"}, {}),
+    ({"input_box": "[1, 2, 3, 4]", "input_box_label": "[1, 0]"}, {"input_box_label": "2 label(s) for 1 box(es)"}),
+    ({"input_box": "[1, 2, 3, 4]", "input_box_label": "[0]"}, {"input_box_label": "nothing says what to find"}),
+    ({"input_box_label": "[1, 0]"}, {}),  # of rectangles that are going to be drawn
+    ({"input_box_label": "[1, 2]"}, {"input_box_label": "'2' is not"}),
+    ({"input_box": "[1, 2", "input_box_label": "[7]"}, {"input_box": "read", "input_box_label": "'7' is not"}),
 ]
 
 
@@ -672,11 +883,13 @@ def test_the_errors_of_all_parameters_are_told_at_once(typed, reasons):
         assert reason in errors[name]
 
 
-@given(box=ANY_TEXT, point=ANY_TEXT, labels=ANY_TEXT)
-def test_there_are_errors_where_a_run_would_refuse_and_one_of_them_is_its_own(box, point, labels):
-    errors = prompt_errors("", box, point, labels)
+@given(box=ANY_TEXT, box_labels=PHRASES, point=ANY_TEXT, point_labels=ANY_TEXT)
+def test_there_are_errors_where_a_run_would_refuse_and_one_of_them_is_its_own(box, box_labels, point, point_labels):
+    typed = ("", box, box_labels, point, point_labels)
+    errors = prompt_errors(*typed)
+    drawn = GeometricPrompt((BOX,) * len(box_labels), drawn=True)  # the rectangles that labels without boxes are for
     try:
-        choose_prompt("", box, point, labels)
+        choose_prompt(*typed, drawn)
     except PromptError as refused:
         assert errors[refused.parameter] == str(refused)  # noqa: PT017
     else:

@@ -15,7 +15,7 @@ from ikomia.dataprocess.workflow import Workflow
 from demo.plugin import PLUGIN
 from sam3_engine.model import load_model, shared_model
 from sam3_engine.predictor import Predictor
-from sam3_engine.prompts import GeometricPrompt, TextPrompt
+from sam3_engine.prompts import ConceptPrompt, GeometricPrompt
 from sam3_engine.recent import Recent
 
 CPU = torch.device("cpu")
@@ -147,7 +147,7 @@ def test_an_image_is_encoded_once_for_all_who_share_the_model(small_checkpoint, 
     found = []
 
     def ask(predictor):
-        found.append(predictor.segment(predictor.encode_image(photograph.copy()), TextPrompt("shoe")))
+        found.append(predictor.segment(predictor.encode_image(photograph.copy()), ConceptPrompt(("shoe",))))
 
     threads = [threading.Thread(target=ask, args=(predictor,)) for predictor in predictors]
     for thread in threads:
@@ -176,12 +176,12 @@ def answer(segments):
 
 def test_another_threshold_is_a_filter(small_checkpoint, predictor, calls, photograph):
     embedding = predictor.encode_image(photograph)
-    every = predictor.segment(embedding, TextPrompt("shoe"), confidence_threshold=0)
+    every = predictor.segment(embedding, ConceptPrompt(("shoe",)), confidence_threshold=0)
     scores = [segment.score for segment in every]
     for threshold in (1.0, scores[3], scores[0], 0.0, scores[-1], scores[5]):
-        found = predictor.segment(embedding, TextPrompt("shoe"), confidence_threshold=threshold)
+        found = predictor.segment(embedding, ConceptPrompt(("shoe",)), confidence_threshold=threshold)
         fresh = Predictor(load_model(small_checkpoint, CPU))
-        wanted = fresh.segment(fresh.encode_image(photograph), TextPrompt("shoe"), confidence_threshold=threshold)
+        wanted = fresh.segment(fresh.encode_image(photograph), ConceptPrompt(("shoe",)), confidence_threshold=threshold)
         assert answer(found) == answer(wanted)
         assert len(found) == sum(score > threshold for score in scores)
     assert (calls.texts, calls.detections) == (1, 1)
@@ -189,9 +189,9 @@ def test_another_threshold_is_a_filter(small_checkpoint, predictor, calls, photo
 
 def test_a_phrase_is_read_once_whatever_the_image(predictor, calls, photograph):
     for image in (photograph, photograph[::-1], photograph[:, ::-1]):
-        predictor.segment(predictor.encode_image(image), TextPrompt("shoe"))
+        predictor.segment(predictor.encode_image(image), ConceptPrompt(("shoe",)))
     assert (calls.texts, calls.detections) == (1, 3)
-    predictor.segment(predictor.encode_image(photograph), TextPrompt("hat"))
+    predictor.segment(predictor.encode_image(photograph), ConceptPrompt(("hat",)))
     assert calls.texts == 2
 
 
@@ -199,17 +199,21 @@ def test_answers_belong_to_their_image_and_phrase(small_checkpoint, predictor, p
     asked = [(image, phrase) for image in (photograph, photograph[::-1]) for phrase in ("shoe", "hat", "red shoe")]
     for image, phrase in [*asked, *asked]:
         fresh = Predictor(load_model(small_checkpoint, CPU))
-        wanted = fresh.segment(fresh.encode_image(image), TextPrompt(phrase), confidence_threshold=0)
-        found = predictor.segment(predictor.encode_image(image), TextPrompt(phrase), confidence_threshold=0)
+        wanted = fresh.segment(fresh.encode_image(image), ConceptPrompt((phrase,)), confidence_threshold=0)
+        found = predictor.segment(predictor.encode_image(image), ConceptPrompt((phrase,)), confidence_threshold=0)
         assert answer(found) == answer(wanted)
 
 
 def test_few_answers_are_kept(predictor, calls, photograph):
     embedding = predictor.encode_image(photograph)
-    for phrase in ("one", "two", "three", "four", "five", "five", "two", "one"):
-        predictor.segment(embedding, TextPrompt(phrase))
-    assert calls.detections == 6
-    assert calls.texts == 5
+    kept = [f"phrase {number}" for number in range(16)]
+    for phrase in [*kept, *kept]:
+        predictor.segment(embedding, ConceptPrompt((phrase,)))
+    assert calls.detections == 16
+    for phrase in ("one more", "one more", *kept[1:], kept[0]):
+        predictor.segment(embedding, ConceptPrompt((phrase,)))
+    assert calls.detections == 18
+    assert calls.texts == 17
 
 
 # --- models, in workflows

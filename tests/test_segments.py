@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from demo.plugin import REPOSITORY
-from sam3_engine.segments import Segment, label_map
+from demo.scenes import iou
+from sam3_engine.segments import Segment, best, label_map, without_duplicates
 
 WIDTHS_AND_HEIGHTS = [(1800, 1200), (640, 427), (1, 1), (1, 900), (288, 288), (97, 101), (100, 3000), (60, 40)]
 PLACES = {  # top, bottom, left, right, in 288 x 288 logits
@@ -112,3 +113,90 @@ print(grown)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert int(done.stdout) - 24e6 < 0.5e9
+
+
+def scored(place, score, label="object"):
+    return Segment(logits_at(place), 640, 427, score, label)
+
+
+def test_the_better_one_is_on_top_wherever_it_stands():
+    worse, better = scored("everything", 0.3), scored("in the middle", 0.8)
+    painted = label_map([worse, better], 640, 427)
+    assert np.array_equal(painted == 2, better.mask)
+    assert np.array_equal(painted == 1, worse.mask & ~better.mask)
+    assert np.array_equal(label_map([better, worse], 640, 427) == 1, better.mask)
+
+
+def test_of_equal_ones_the_earlier_is_on_top():
+    first, second = scored("everything", 0.5), scored("in the middle", 0.5)
+    assert np.array_equal(label_map([first, second], 640, 427) == 1, first.mask)
+    assert np.array_equal(label_map([second, first], 640, 427) == 1, second.mask)
+
+
+def test_the_best_stay_in_their_order():
+    segments = [scored("nothing", score) for score in (0.5, 0.9, 0.1, 0.5, 0.7, 0.5)]
+    assert best(segments, 4) == [segments[index] for index in (0, 1, 3, 4)]
+    assert best(segments, 6) == best(segments, 99) == segments
+    assert best([], 5) == []
+
+
+# --- duplicates
+
+
+def random_segments(count, seed, side=24):
+    """Segments whose masks overlap in many ways; some scores are equal, some masks empty, some the same."""
+    random = np.random.default_rng(seed)
+    segments = []
+    for _ in range(count):
+        logits = torch.full((side, side), -1.0)
+        top, left, height, width = random.integers(0, [side, side, 12, 12])
+        logits[top : top + height, left : left + width] = 1
+        if len(segments) % 10 == 9:
+            logits = segments[-5].mask_logits
+        segments.append(Segment(logits, 100, 50, float(random.integers(1, 9)) / 10, "object"))
+    return segments
+
+
+def kept_by_the_book(segments, iou_threshold):
+    """Greedy, pair by pair."""
+    masks = [segment.mask_logits.numpy() > 0 for segment in segments]
+    kept = []
+    for index in sorted(range(len(segments)), key=lambda index: (-segments[index].score, index)):
+        if all(iou(masks[index], masks[better]) <= iou_threshold for better in kept if masks[index].any()):
+            kept.append(index)
+    return [segments[index] for index in sorted(kept)]
+
+
+@pytest.mark.parametrize("iou_threshold", [0, 0.2, 0.5, 0.9, 1])
+@pytest.mark.parametrize("count", [1, 2, 40, 600])  # as many as are compared at once, and more
+def test_duplicates_are_dropped_as_pair_by_pair(count, iou_threshold):
+    segments = random_segments(count, seed=count)
+    kept = without_duplicates(segments, iou_threshold)
+    assert kept == kept_by_the_book(segments, iou_threshold)
+    if iou_threshold == 1:
+        assert kept == segments
+    elif count > 2:
+        assert len(kept) < count
+
+
+def test_duplicates_are_found_in_every_precision_and_under_autocast():
+    """Sums of mask pixels are beyond what half precision can count."""
+    logits = torch.full((288, 288), -1.0)
+    logits[:144] = 1
+    more = logits.clone()
+    more[144, :144] = 1  # IoU 0.9965
+    for dtype in (torch.float32, torch.bfloat16):
+        segments = [Segment(part.to(dtype), 10, 10, 0.5, "object") for part in (logits, more)]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert without_duplicates(segments, 0.997) == segments
+            assert without_duplicates(segments, 0.996) == segments[:1]
+
+
+def test_what_is_like_a_dropped_one_only_is_kept():
+    """A chain: each overlaps the next, the first and the last do not."""
+    segments = []
+    for offset, score in ((0, 0.9), (8, 0.8), (16, 0.7)):
+        logits = torch.full((48, 48), -1.0)
+        logits[:, offset : offset + 16] = 1
+        segments.append(Segment(logits, 10, 10, score, "object"))
+    assert without_duplicates(segments, 0.3) == [segments[0], segments[2]]

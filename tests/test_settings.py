@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from sam3_engine.prompts import GeometricPrompt, PromptError, TextPrompt
+from sam3_engine.prompts import ConceptPrompt, GeometricPrompt, PromptError
 from sam3_engine.runtime import cuda_present
 from sam3_engine.settings import Settings
 
@@ -18,24 +18,30 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 DEFAULTS = {
     "input_size_percent": 100,
     "confidence_threshold": 0.5,
+    "iou_threshold": 1.0,
     "input_text": "",
     "input_box": "",
+    "input_box_label": "",
     "input_point": "",
     "input_point_label": "",
     "multimask_output": False,
+    "instance_output": False,
     "model_input_size": 0,
     "model_weight_file": "",
 }
-FREE_TEXT = ["input_text", "input_box", "input_point", "input_point_label", "model_weight_file"]
+FREE_TEXT = ["input_text", "input_box", "input_box_label", "input_point", "input_point_label", "model_weight_file"]
 CHANGED = Settings(
     cuda=False,
     input_size_percent=37,
     confidence_threshold=0.25,
+    iou_threshold=0.75,
     input_text="red shoe",
     input_box="[[1, 2, 3, 4]]",
+    input_box_label="[1]",
     input_point="((5, 6),)",
     input_point_label="(1,)",
     multimask_output=True,
+    instance_output=True,
     model_input_size=504,
     model_weight_file="/weights/sam3.pt",
 )
@@ -76,7 +82,7 @@ def test_an_update_leaves_the_original_as_it_was():
     assert original == CHANGED
 
 
-@pytest.mark.parametrize("name", ["cuda", "multimask_output"])
+@pytest.mark.parametrize("name", ["cuda", "multimask_output", "instance_output"])
 @pytest.mark.parametrize(
     ("text", "value"),
     [
@@ -130,8 +136,9 @@ def test_percentages_in_every_spelling(text, value):
         (" 0.25\t", 0.25),
     ],
 )
-def test_thresholds_in_every_spelling(text, value):
-    threshold = Settings().updated({"confidence_threshold": text}).confidence_threshold
+@pytest.mark.parametrize("name", ["confidence_threshold", "iou_threshold"])
+def test_thresholds_in_every_spelling(name, text, value):
+    threshold = getattr(Settings().updated({name: text}), name)
     assert threshold == value
     assert type(threshold) is float
 
@@ -184,15 +191,16 @@ THRESHOLD_OUT_OF_RANGE = ["-0.1", "-1", "1.1", "2", "50", "1.0000000001", "-1e-3
 
 
 @pytest.mark.parametrize("text", THRESHOLD_OUT_OF_RANGE + MALFORMED, ids=names(THRESHOLD_OUT_OF_RANGE + MALFORMED))
-def test_other_than_a_fraction_is_refused_as_threshold(text):
-    assert_refused("confidence_threshold", text, "expected a number from 0 to 1")
+@pytest.mark.parametrize("name", ["confidence_threshold", "iou_threshold"])
+def test_other_than_a_fraction_is_refused_as_threshold(name, text):
+    assert_refused(name, text, "expected a number from 0 to 1")
 
 
 NOT_A_BOOLEAN = [text for text in MALFORMED if text not in ("True", "False")]
 NOT_A_BOOLEAN += ["2", "-1", "10", "maybe", "TrueFalse", "True,", "'True'", "[True]"]
 
 
-@pytest.mark.parametrize("name", ["cuda", "multimask_output"])
+@pytest.mark.parametrize("name", ["cuda", "multimask_output", "instance_output"])
 @pytest.mark.parametrize("text", NOT_A_BOOLEAN, ids=names(NOT_A_BOOLEAN))
 def test_other_than_a_boolean_is_refused(name, text):
     assert_refused(name, text, "expected True or False")
@@ -205,7 +213,9 @@ ANY_SETTINGS = st.builds(
     cuda=st.booleans(),
     input_size_percent=st.integers(1, 100),
     confidence_threshold=st.floats(0, 1, allow_subnormal=False),
+    iou_threshold=st.floats(0, 1, allow_subnormal=False),
     multimask_output=st.booleans(),
+    instance_output=st.booleans(),
     model_input_size=st.just(0) | st.integers(112, 2016),
     **dict.fromkeys(FREE_TEXT, st.text() | st.sampled_from(["[[1, 2]]", "((5, 6),)", " ", "[[", "a\nb", "None"])),
 )
@@ -237,7 +247,7 @@ def test_the_prompt_is_parsed_from_the_strings():
     expected = GeometricPrompt(boxes=((1, 2, 3, 4),), points=((5, 6),), point_labels=(0,))
     strings = {"input_box": "[1, 2, 3, 4]", "input_point": "((5, 6),)", "input_point_label": "0"}
     assert Settings().updated(strings).prompt() == expected
-    assert Settings().updated({**strings, "input_text": " red  shoe"}).prompt() == TextPrompt("red shoe")
+    assert Settings().updated({**strings, "input_text": " red  shoe"}).prompt() == ConceptPrompt(("red shoe",))
 
 
 def test_what_is_drawn_is_the_prompt_if_nothing_is_typed():

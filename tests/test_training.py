@@ -20,7 +20,7 @@ from demo.training.starting_weights import _NEIGHBOURS, _attend_to_neighbours, u
 from sam3_engine.architecture import Architecture
 from sam3_engine.model import build_network, load_model
 from sam3_engine.predictor import Predictor
-from sam3_engine.prompts import TextPrompt
+from sam3_engine.prompts import ConceptPrompt
 from sam3_engine.runtime import running_on
 
 CPU = torch.device("cpu")
@@ -366,4 +366,4 @@ def test_the_checkpoint_is_one_that_the_engine_loads(tmp_path):
         assert torch.allclose(tensor, averaged, rtol=1e-3, atol=1e-6), name
     predictor = Predictor(model)
     embedding = predictor.encode_image(np.zeros((50, 60, 3), np.uint8))
-    assert len(predictor.segment(embedding, TextPrompt("star"), confidence_threshold=0)) == TINY.queries
+    assert len(predictor.segment(embedding, ConceptPrompt(("star",)), confidence_threshold=0)) == TINY.queries
