@@ -1,20 +1,18 @@
-"""The algorithm as Ikomia sees it: parameters, inputs, outputs. What SAM 3 does is in :mod:`.sam3_engine`."""
+"""The algorithm as Ikomia sees it: parameters, inputs, a run. What SAM 3 does is in :mod:`.sam3_engine`."""
 
-import colorsys
 import copy
 import logging
 from pathlib import Path
 
-import numpy as np
 from ikomia import core, dataprocess
 
-from .sam3_engine.prompts import GeometricPrompt, TextPrompt, drawn_prompt, quote
+from .infer_segment_anything_3_outputs import SegmentOutputs
+from .sam3_engine.parsing import quote
+from .sam3_engine.prompts import drawn_prompt
 from .sam3_engine.settings import Settings
 from .sam3_engine.weights import find_checkpoint
 
 logger = logging.getLogger(__name__)
-
-_BACKGROUND_COLOUR = [0, 0, 0]
 
 
 class InferSegmentAnything3Param(core.CWorkflowTaskParam):
@@ -52,7 +50,8 @@ class InferSegmentAnything3ParamFactory(dataprocess.CTaskParamFactory):
 class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
     """Segments the input image by text, points or boxes.
 
-    Inputs: the image; graphics drawn on it. Outputs: the image, then one ``CSemanticSegmentationIO`` per mask.
+    Inputs: the image; graphics drawn on it. Outputs: the image, then one ``CSemanticSegmentationIO`` per mask, then if
+    asked for a ``CInstanceSegmentationIO`` with the objects.
     """
 
     def __init__(self, name, param):
@@ -64,7 +63,7 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
         self._model = None
         self._model_identity = None
         self._predictor = None
-        self._spare_outputs = []
+        self._outputs = SegmentOutputs(self)
 
     def get_progress_steps(self):
         """Steps that a run reports: model, image, prompt."""
@@ -82,16 +81,16 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
             ValueError: a prompt, the image or the checkpoint cannot be used; the message says why.
             RuntimeError: the weights cannot be had; the message says what to do.
         """
-        self._set_mask_count(1)
+        self._outputs.clear()
         super().init_long_process()  # else the framework calls ours, and a run without a prompt needs no model
         self.begin_task_run()
         try:
             self._segment_input()
         except BaseException:
-            self._set_mask_count(1)  # no half a result
+            self._outputs.clear()  # no half a result
             raise
         self.end_task_run()
-        self._save_further_masks()
+        self._outputs.save_further_masks()
 
     def _segment_input(self):
         """Fill the outputs with what the parameters, or else the drawn graphics, ask for."""
@@ -105,7 +104,7 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
 
         if prompt is None:
             logger.warning("Nothing to segment: set input_text, input_box or input_point, or draw on the image.")
-            self._write_mask(1, np.zeros((height, width), np.uint8), [], "nothing to segment: no prompt")
+            self._outputs.write(None, [], width, height, objects=settings.instance_output)
             for _ in range(self.get_progress_steps()):
                 self.emit_step_progress()
         else:
@@ -121,12 +120,10 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
             embedding,
             prompt,
             confidence_threshold=settings.confidence_threshold,
+            iou_threshold=settings.iou_threshold,
             multimask=settings.multimask_output,
         )
-        if isinstance(prompt, TextPrompt):
-            self._write_instances(prompt, segments, embedding.width, embedding.height)
-        else:
-            self._write_objects(prompt, segments)
+        self._outputs.write(prompt, segments, embedding.width, embedding.height, objects=settings.instance_output)
         self.emit_step_progress()
 
     def _open_predictor(self, settings):
@@ -168,77 +165,6 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
             elif item.get_type() == core.GraphicsItem.POINT:
                 points.append((item.point.x, item.point.y))
         return drawn_prompt(rectangles, points) or None
-
-    def _write_instances(self, prompt, segments, width, height):
-        """One mask that numbers the instances of a phrase, best first."""
-        from .sam3_engine.segments import label_map
-
-        scores = ", ".join(f"{segment.score:.3f}" for segment in segments)
-        found = f"{len(segments)} x {prompt.phrase}, scores {scores}"
-        description = found if segments else f"no {prompt.phrase} found"
-        names = [f"{prompt.phrase} {number}" for number in range(1, len(segments) + 1)]
-        self._write_mask(1, label_map(segments, width, height), names, description)
-
-    def _write_objects(self, prompt: GeometricPrompt, segments):
-        """One mask per object and candidate."""
-        objects = max(1, len(prompt.boxes))
-        candidates = len(segments) // objects
-        self._set_mask_count(len(segments))
-        for index, segment in enumerate(segments):
-            description = segment.label
-            if objects > 1:
-                description += f" of box {index // candidates + 1} of {objects}"
-            if candidates > 1:
-                description += f", candidate {index % candidates + 1} of {candidates}"
-            description += f", score {segment.score:.3f}"
-            self._write_mask(index + 1, segment.mask.astype(np.uint8), [segment.label], description, first_colour=index)
-
-    def _set_mask_count(self, count):
-        """Leave exactly ``count`` mask outputs, all empty.
-
-        A workflow keeps every output that was ever put into one of its tasks: so they are used again, not replaced.
-        """
-        while self.get_output_count() > 1 + count:
-            self._spare_outputs.append(self.get_output(self.get_output_count() - 1))
-            self.remove_output(self.get_output_count() - 1)
-        while self.get_output_count() < 1 + count:
-            self.add_output(self._spare_outputs.pop() if self._spare_outputs else dataprocess.CSemanticSegmentationIO())
-        for index in range(1, 1 + count):
-            output = self.get_output(index)
-            output.clear_data()
-            output.description = ""
-            output.auto_save = index == 1 and self.get_output(0).auto_save
-        for output in self._spare_outputs:
-            output.clear_data()
-
-    def _save_further_masks(self):
-        """Save the second and further masks of a run whose outputs Ikomia saves (a folder run, say).
-
-        Ikomia saves all masks of an image under one name, each over the one before: so only the first is left to it,
-        and the others get that name and a number.
-        """
-        if self.get_output(1).auto_save:
-            name = self.output_folder + (Path(self.get_input(0).source_file_path).stem or "empty")  # as Ikomia does
-            Path(name).parent.mkdir(parents=True, exist_ok=True)
-            for index in range(2, self.get_output_count()):
-                self.get_output(index).save(f"{name}_{index}.json")
-
-    def _write_mask(self, index, mask, object_names, description, first_colour=0):
-        """Fill a mask output; pixel value k is the k-th of ``object_names``, 0 is background."""
-        output = self.get_output(index)
-        output.set_class_names(["background", *object_names])
-        output.set_class_colors(
-            [_BACKGROUND_COLOUR, *(_object_colour(first_colour + offset) for offset in range(len(object_names)))]
-        )
-        output.set_mask(mask)
-        output.description = description
-
-
-def _object_colour(index):
-    """The colour [r, g, b] of the ``index``-th object: hues a golden angle apart, so that neighbours differ most."""
-    hue = (0.55 + 0.618034 * index) % 1
-    saturation = (1.0, 0.65, 0.85)[index % 3]
-    return [round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, saturation, 1.0)]
 
 
 class InferSegmentAnything3Factory(dataprocess.CTaskFactory):

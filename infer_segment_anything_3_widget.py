@@ -24,14 +24,20 @@ from .sam3_engine.runtime import cuda_present
 
 _PROMPT_HELP = {
     "input_text": (
-        "What to look for, as a noun phrase: every instance of it is segmented.\n"
-        "For example: shoe, or: yellow school bus\n"
-        "If it is set, boxes and points are not used."
+        "What to look for, as a noun phrase, or several: every instance is segmented.\n"
+        'For example: shoe, or: yellow school bus, or: ["shoe", "person"]\n'
+        "If it is set, points are not used, and boxes only if they are labelled as examples."
     ),
     "input_box": (
         "Boxes around objects: left, top, right and bottom, in pixels of the image. Each gives a mask.\n"
         "For example: [[425, 600, 700, 875]]\n"
         "If boxes and points are empty, what is drawn on the image is used."
+    ),
+    "input_box_label": (
+        "Makes examples of the boxes, or of drawn rectangles: all that is like them is segmented.\n"
+        "For each box: 1 if it shows what to find, 0 if it shows what not to find.\n"
+        "For example: [1], or: [1, 0]\n"
+        "Empty: each box outlines one object."
     ),
     "input_point": (
         "Points on one object, x and y in pixels of the image; with a single box they refine it.\n"
@@ -108,27 +114,44 @@ class InferSegmentAnything3Widget(core.CWorkflowTaskWidget):
         )
         self._model_input_size(grid)
         self._model_weight_file(grid)
+        self._check_box(
+            grid,
+            "instance_output",
+            "Objects as output",
+            settings.instance_output,
+            "One more output, with each object's label, score, box and mask. Overlaps are kept there.",
+        )
         return grid
 
     def _text_fields(self):
         settings, grid = self.parameters.settings, QGridLayout()
         self._prompt_edit(grid, "input_text", "Text prompt", settings.input_text, "shoe")
-        threshold = QDoubleSpinBox(minimum=0.0, maximum=1.0, singleStep=0.05, decimals=3)
-        threshold.setValue(settings.confidence_threshold)
+        threshold = self._fraction(settings.confidence_threshold)
         self._add_row(
             grid,
             "confidence_threshold",
             "Confidence threshold",
             threshold,
             lambda: str(threshold.value()),
-            "From 0 to 1: instances of the text that score above it are kept.\n"
+            "From 0 to 1: instances of a text or of examples that score above it are kept.\n"
             "A lower one finds more, a higher one is surer. Another one takes no time.",
+        )
+        overlap = self._fraction(settings.iou_threshold)
+        self._add_row(
+            grid,
+            "iou_threshold",
+            "IoU threshold",
+            overlap,
+            lambda: str(overlap.value()),
+            "From 0 to 1: of two instances whose masks overlap more than this, only the better one is kept.\n"
+            "1 keeps all, 0.7 drops what was found twice. IoU: the area that both share, over the area of both.",
         )
         return grid
 
     def _geometry_fields(self):
         settings, grid = self.parameters.settings, QGridLayout()
         self._prompt_edit(grid, "input_box", "Box coord. [[xyxy]]", settings.input_box, "[[425, 600, 700, 875]]")
+        self._prompt_edit(grid, "input_box_label", "Box label [i]", settings.input_box_label, "[1]")
         self._prompt_edit(grid, "input_point", "Point coord. [[xy]]", settings.input_point, "[[520, 375]]")
         self._prompt_edit(grid, "input_point_label", "Point label [i]", settings.input_point_label, "[1]")
         self._check_box(
@@ -184,6 +207,11 @@ class InferSegmentAnything3Widget(core.CWorkflowTaskWidget):
                 edit.setText(chosen)
 
         browse.clicked.connect(choose_file)
+
+    def _fraction(self, value):
+        field = QDoubleSpinBox(minimum=0.0, maximum=1.0, singleStep=0.05, decimals=3)
+        field.setValue(value)
+        return field
 
     def _prompt_edit(self, grid, name, label, value, example):
         edit = QLineEdit(value, placeholderText=f"e.g. {example}")

@@ -21,10 +21,13 @@ EVERYTHING = {
     "model_weight_file": "/a/b.pt",
     "input_text": "shoe",
     "confidence_threshold": 0.25,
+    "iou_threshold": 0.75,
     "input_box": "[[5, 6, 7, 8]]",
+    "input_box_label": "[1]",
     "input_point": "[[1, 2]]",
     "input_point_label": "[0]",
     "multimask_output": True,
+    "instance_output": True,
 }
 
 
@@ -53,10 +56,13 @@ def test_a_new_panel_shows_the_defaults_and_marks_nothing(use_panel):
         "model_weight_file": "",
         "input_text": "",
         "confidence_threshold": "0.500",
+        "iou_threshold": "1.000",
         "input_box": "",
+        "input_box_label": "",
         "input_point": "",
         "input_point_label": "",
         "multimask_output": False,
+        "instance_output": False,
     }
     assert found["opened"]["marked"] == {}
     assert found["applied"] == DEFAULTS
@@ -134,6 +140,10 @@ def test_a_cancelled_choice_leaves_the_checkpoint(use_panel):
             {"input_box", "input_point", "input_point_label"},
         ),
         ({"input_text": "shoe " * 1000}, {"input_text"}),
+        ({"input_text": '["shoe", "hat"'}, {"input_text"}),
+        ({"input_text": '["shoe", "hat"]', "input_box": "[1, 2, 3, 4]", "input_box_label": "1"}, {"input_text"}),
+        ({"input_box": "[1, 2, 3, 4]", "input_box_label": "0"}, {"input_box_label"}),
+        ({"input_box_label": "[1, 0]"}, set()),  # of rectangles that are going to be drawn
         ({"input_text": "shoe", "input_box": "[1, 2, 3, 4]", "input_point": "(1, 2)", "input_point_label": "1"}, set()),
     ],
 )
@@ -158,6 +168,8 @@ def test_opening_and_applying_need_neither_torch_nor_sam3(use_panel):
     [
         {"input_text": "shoe", "confidence_threshold": 0.1, "input_box": "[[1, 2"},  # half-finished, and not used
         {"input_box": "[[60, 80, 300, 330], [5, 5, 635, 420]]", "multimask_output": True, "input_size_percent": 50},
+        {"input_text": "['shoe', 'hat']", "confidence_threshold": 0.1, "iou_threshold": 0.5},
+        {"input_box": "[60, 80, 300, 330]", "input_box_label": "1", "confidence_threshold": 0.1},
         {"input_point": "[[210, 150], [500, 300]]", "input_point_label": "[1, 0]", "model_input_size": 140},
     ],
 )

@@ -262,14 +262,14 @@ def test_a_failed_run_names_the_parameter_and_leaves_no_mask_behind(run, algorit
 
 
 def test_a_run_that_fails_half_way_leaves_no_half_of_its_result(run, algorithm, monkeypatch):
-    write = algorithm._write_mask
+    fill = algorithm._outputs._fill
 
-    def write_two(index, *arguments, **options):
+    def fill_two(index, *arguments):
         if index == 3:
             raise MemoryError("no more")
-        write(index, *arguments, **options)
+        fill(index, *arguments)
 
-    monkeypatch.setattr(algorithm, "_write_mask", write_two)
+    monkeypatch.setattr(algorithm._outputs, "_fill", fill_two)
     with pytest.raises(RuntimeError, match="no more"):
         run(input_box=BOXES)
     assert [output.is_data_available() for output in masks_of(algorithm)] == [False]

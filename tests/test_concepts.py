@@ -1,0 +1,365 @@
+"""Several phrases, example boxes, duplicates and objects, through real Ikomia workflows on a small network."""
+
+import colorsys
+import importlib
+import itertools
+import json
+import logging
+
+import cv2
+import numpy as np
+import pytest
+from ikomia import dataprocess
+from ikomia.dataprocess.workflow import Workflow
+
+from demo.plugin import PLUGIN, Plugin
+from demo.random_weights import SMALL
+from demo.scenes import iou
+
+BOX = [60, 80, 300, 330]
+BOXES = [BOX, [5, 5, 635, 420], [350, 100, 520, 390]]
+POINT = [210, 150]
+ALL = {"confidence_threshold": 0}  # every query
+LABELS = ("shoe", "yellow school bus", "hat")
+
+
+@pytest.fixture
+def plugin(small_checkpoint):
+    """On a small network; what is set stays set, the prompt and ``instance_output`` are those of each call."""
+    return Plugin(model_weight_file=small_checkpoint, cuda=False)
+
+
+def warnings_of(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def scores_of(description):
+    return [float(score) for part in description.split("; ") for score in part.rpartition("scores ")[2].split(", ")]
+
+
+# --- several phrases
+
+
+@pytest.mark.parametrize("typed", [list(LABELS), tuple(LABELS), json.dumps(LABELS)])
+def test_instances_are_numbered_phrase_by_phrase_in_one_mask(plugin, photograph, typed):
+    (output,) = plugin.segment(photograph, input_text=typed, **ALL)
+    names = output.get_class_names()
+    assert names == ["background", *(f"{label} {k}" for label in LABELS for k in range(1, SMALL.queries + 1))]
+    parts = output.description.split("; ")
+    assert [part.split(",")[0] for part in parts] == [f"{SMALL.queries} x {label}" for label in LABELS]
+    for part in parts:
+        scores = scores_of(part)
+        assert scores == sorted(scores, reverse=True)
+    assert set(np.unique(output.get_mask())) <= set(range(len(names)))
+
+
+def test_the_higher_score_wins_across_phrases(plugin, photograph):
+    (output,) = plugin.segment(photograph, input_text=list(LABELS), **ALL)
+    painted, scores = output.get_mask(), scores_of(output.description)
+    wanted = np.zeros_like(painted)
+    masks = []
+    for label in LABELS:
+        *_, objects = plugin.segment(photograph, input_text=label, instance_output=True, **ALL)
+        masks += [found.mask > 0 for found in objects.get_objects()]
+    for index in sorted(range(len(masks)), key=lambda index: (scores[index], -index)):
+        wanted[masks[index]] = index + 1
+    # scores are told to three digits: instances that agree in these may lie either way
+    assert np.mean(painted == wanted) > 0.99
+    assert len({(label - 1) // SMALL.queries for label in np.unique(painted) if label}) > 1
+
+
+def test_a_phrase_that_is_not_found_adds_nothing(plugin, photograph):
+    best = {}
+    for label in LABELS:
+        (output,) = plugin.segment(photograph, input_text=label, **ALL)
+        best[label] = scores_of(output.description)[0]
+    worst = min(best, key=best.get)
+    threshold = (best[worst] + min(score for label, score in best.items() if label != worst)) / 2
+    (output,) = plugin.segment(photograph, input_text=list(LABELS), confidence_threshold=threshold)
+    assert not any(name.startswith(worst) for name in output.get_class_names())
+    assert f"no {worst} found" in output.description
+    assert len(output.get_class_names()) > 2
+
+    (output,) = plugin.segment(photograph, input_text=list(LABELS), confidence_threshold=1)
+    assert output.get_class_names() == ["background"]
+    assert not output.get_mask().any()
+    assert output.description == "no shoe found; no yellow school bus found; no hat found"
+
+
+def test_a_list_of_one_phrase_is_that_phrase(plugin, photograph):
+    (alone,) = plugin.segment(photograph, input_text="shoe", **ALL)
+    wanted = (alone.get_mask(), alone.get_class_names(), alone.get_colors(), alone.description)
+    (listed,) = plugin.segment(photograph, input_text='["shoe"]', **ALL)
+    assert np.array_equal(listed.get_mask(), wanted[0])
+    assert (listed.get_class_names(), listed.get_colors(), listed.description) == wanted[1:]
+
+
+def test_commas_are_part_of_a_phrase(plugin, photograph):
+    (output,) = plugin.segment(photograph, input_text="shoe, hat", **ALL)
+    assert output.get_class_names()[1] == "shoe, hat 1"
+
+
+def test_the_255_best_are_in_the_mask_and_one_warning_says_how_many_there_were(plugin, photograph, caplog):
+    phrases = [f"thing {number}" for number in range(25)]
+    *_, output, objects = plugin.segment(photograph, input_text=phrases, instance_output=True, **ALL)
+    count = len(phrases) * SMALL.queries
+    assert count == 300
+    assert len(output.get_class_names()) == 256
+    assert warnings_of(caplog) == ["300 instances were found, more than a mask can number: it has the best 255."]
+    every = objects.get_objects()
+    assert len(every) == count
+    ranked = sorted(every, key=lambda found: -found.confidence)
+    assert min(scores_of(output.description)) == pytest.approx(ranked[254].confidence, abs=1e-3)
+    # each has the same colour in both
+    names = iter(output.get_class_names()[1:])
+    colours = dict(zip(names, output.get_colors()[1:], strict=True))
+    of_objects = {tuple(found.color[:3]) for found in every}
+    assert {tuple(colour) for colour in colours.values()} <= of_objects
+
+
+def test_each_phrase_has_a_hue_and_its_instances_are_shades_of_it(plugin, photograph):
+    phrases = [f"thing {number}" for number in range(21)]
+    (output,) = plugin.segment(photograph, input_text=phrases, **ALL)
+    colours = output.get_colors()[1:]
+    assert len({tuple(colour) for colour in colours}) == len(colours) == 21 * SMALL.queries
+    hues = []
+    for start in range(0, len(colours), SMALL.queries):
+        shades = [colorsys.rgb_to_hsv(*(c / 255 for c in colour)) for colour in colours[start : start + SMALL.queries]]
+        of_phrase = [hue for hue, _, _ in shades]
+        assert max(of_phrase) - min(of_phrase) < 0.02
+        assert all(value > 0.5 for _, _, value in shades)
+        hues.append(np.median(of_phrase))
+    distances = [min(abs(a - b), 1 - abs(a - b)) for a, b in itertools.combinations(hues, 2)]
+    assert min(distances) > 0.02
+    assert plugin.segment(photograph, input_text=phrases, **ALL)[0].get_colors()[1:] == colours
+
+
+def test_shades_of_many_instances_are_distinct(plugin):
+    outputs = importlib.import_module(f"{PLUGIN}.{PLUGIN}_outputs")
+    shades = {tuple(outputs._shade(concept, index)) for concept in range(3) for index in range(200)}
+    assert len(shades) == 600
+
+
+# --- example boxes
+
+
+def test_example_boxes_name_their_instances_objects_or_after_the_phrase(plugin, photograph):
+    (output,) = plugin.segment(photograph, input_box=BOXES, input_box_label=[1, 0, 1], **ALL)
+    assert output.get_class_names()[:3] == ["background", "object 1", "object 2"]
+    assert output.description.startswith(f"{SMALL.queries} x object, scores")
+    (output,) = plugin.segment(photograph, input_text="hat", input_box=BOX, input_box_label="0", **ALL)
+    assert output.get_class_names()[1] == "hat 1"
+
+
+def test_drawn_rectangles_can_be_examples(workflow, algorithm, photograph):
+    from ikomia import core
+
+    def run(**parameters):
+        workflow.set_parameters({**ALL, **parameters}, task_obj=algorithm)
+        workflow.run_on(array=photograph)
+        return algorithm.get_output(1)
+
+    typed = run(input_box=BOXES[:2], input_box_label=[1, 0])
+    wanted = typed.get_mask(), typed.description
+    drawn = dataprocess.CGraphicsInput()
+    drawn.set_items([core.CGraphicsRectangle(x1, y1, x2 - x1, y2 - y1) for x1, y1, x2, y2 in BOXES[:2]])
+    algorithm.set_input(drawn, 1)
+    output = run(input_box="")
+    assert np.array_equal(output.get_mask(), wanted[0])
+    assert output.description == wanted[1]
+
+
+@pytest.mark.parametrize(
+    ("bad", "parameter"),
+    [
+        ({"input_box": BOXES, "input_box_label": [1, 0]}, "input_box_label"),
+        ({"input_box": BOX, "input_box_label": [0]}, "input_box_label"),
+        ({"input_box_label": [1]}, "input_box_label"),
+        ({"input_text": ["shoe", "hat"], "input_box": BOX, "input_box_label": [1]}, "input_text"),
+        ({"input_box": [[700, 500, 800, 600]], "input_box_label": [1]}, "input_box"),
+        ({"input_text": '["shoe", "hat"'}, "input_text"),
+    ],
+)
+def test_bad_concepts_are_refused_and_leave_nothing_behind(plugin, photograph, bad, parameter):
+    good = {"input_text": list(LABELS), "instance_output": True}
+    wanted = plugin.segment(photograph, **good, **ALL)[0].get_mask()
+    with pytest.raises(RuntimeError, match=f"^{parameter} = "):
+        plugin.segment(photograph, **bad, instance_output=True)
+    assert [output.is_data_available() for output in plugin.algorithm.get_outputs()[1:]] == [False]
+    assert np.array_equal(plugin.segment(photograph, **good, **ALL)[0].get_mask(), wanted)
+
+
+# --- duplicates
+
+
+def test_duplicates_are_dropped_across_phrases(plugin, photograph):
+    def objects_at(iou_threshold):
+        outputs = plugin.segment(
+            photograph, input_text=list(LABELS), instance_output=True, iou_threshold=iou_threshold, **ALL
+        )
+        found = outputs[-1].get_objects()
+        assert [f"{one.label} " for one in found] == [
+            name[: len(one.label) + 1] for name, one in zip(outputs[0].get_class_names()[1:], found, strict=True)
+        ]
+        return found
+
+    every, some = objects_at(1), objects_at(0.5)
+    assert len(every) == len(LABELS) * SMALL.queries
+    assert len({found.label for found in some}) > 1
+    assert len(LABELS) <= len(some) < len(every)
+
+    def identity(found):
+        return found.label, round(found.confidence, 6)
+
+    assert {identity(found) for found in some} <= {identity(found) for found in every}
+    kept = {identity(found) for found in some}
+    for found in every:
+        better = [one.mask for one in some if one.confidence >= found.confidence and identity(one) != identity(found)]
+        overlaps = [iou(found.mask > 0, mask > 0) for mask in better]
+        # masks are compared at the network's resolution, here at the picture's
+        if identity(found) in kept:
+            assert max(overlaps, default=0) < 0.55
+        else:
+            assert max(overlaps) > 0.45
+
+
+def test_points_and_boxes_have_no_duplicates(plugin, photograph):
+    outputs = plugin.segment(photograph, input_box=[BOX, BOX, BOX], iou_threshold=0)
+    assert len(outputs) == 3
+
+
+# --- objects
+
+PROMPTS = {
+    "a phrase": ({"input_text": "shoe"}, 1),
+    "several phrases": ({"input_text": list(LABELS)}, 1),
+    "examples": ({"input_box": BOXES, "input_box_label": [1, 1, 0]}, 1),
+    "a point": ({"input_point": [POINT]}, 1),
+    "three candidates": ({"input_point": [POINT], "multimask_output": True}, 3),
+    "boxes": ({"input_box": BOXES}, 3),
+    "candidates of boxes": ({"input_box": BOXES, "multimask_output": True}, 9),
+}
+
+
+@pytest.mark.parametrize("kind", PROMPTS)
+def test_objects_are_the_last_output_and_hold_every_segment(plugin, photograph, kind):
+    prompt, count = PROMPTS[kind]
+    without = [output.get_mask() for output in plugin.segment(photograph, **prompt, **ALL)]
+    assert len(without) == count
+    *masks, objects = plugin.segment(photograph, **prompt, **ALL, instance_output=True)
+    assert isinstance(objects, dataprocess.CInstanceSegmentationIO)
+    assert all(isinstance(mask, dataprocess.CSemanticSegmentationIO) for mask in masks)
+    assert all(np.array_equal(mask.get_mask(), one) for mask, one in zip(masks, without, strict=True))
+
+    found = objects.get_objects()
+    assert [one.id for one in found] == list(range(1, len(found) + 1))
+    height, width = photograph.shape[:2]
+    for one in found:
+        assert one.mask.shape == (height, width)
+        assert one.mask.dtype == np.uint8
+        assert set(np.unique(one.mask)) <= {0, 1}
+        assert 0 <= one.confidence <= 1
+        left, top, box_width, box_height = one.box
+        assert 0 <= left <= left + box_width <= width + 1e-9
+        assert 0 <= top <= top + box_height <= height + 1e-9
+    phrases = prompt.get("input_text", "object")
+    phrases = [phrases] if isinstance(phrases, str) else phrases
+    assert {(one.class_index, one.label) for one in found} == set(enumerate(phrases))
+
+    if count == 1 and "input_point" not in prompt:  # a label map
+        assert len(found) == SMALL.queries * len(phrases)
+        painted, colours = masks[0].get_mask(), masks[0].get_colors()
+        for one in found:
+            assert one.mask[painted == one.id].all()
+            assert list(one.color[:3]) == list(colours[one.id])
+        assert [one.confidence for one in found] == pytest.approx(scores_of(masks[0].description), abs=6e-4)
+        assert sum(np.count_nonzero(one.mask) for one in found) > np.count_nonzero(painted)  # overlaps are kept
+    else:
+        for one, mask in zip(found, masks, strict=True):
+            assert np.array_equal(one.mask, mask.get_mask())
+            assert list(one.color[:3]) == list(mask.get_colors()[1])
+            assert f"score {one.confidence:.3f}" in mask.description
+            rows, columns = np.nonzero(one.mask)
+            if len(rows):
+                left, top, box_width, box_height = one.box
+                assert (left, top) == (columns.min(), rows.min())
+                assert (left + box_width, top + box_height) == (columns.max() + 1, rows.max() + 1)
+
+
+def test_outputs_are_exactly_those_of_the_last_run(plugin, photograph):
+    algorithm = plugin.algorithm
+    kinds = list(PROMPTS.values())
+    for (prompt, count), wanted in zip([*kinds, *reversed(kinds)], itertools.cycle([True, False, True, True])):
+        outputs = plugin.segment(photograph, **prompt, **ALL, instance_output=wanted)
+        assert len(outputs) == count + wanted == algorithm.get_output_count() - 1
+        assert isinstance(outputs[-1], dataprocess.CInstanceSegmentationIO) == wanted
+        assert all(output.is_data_available() for output in outputs)
+        assert sum(isinstance(output, dataprocess.CInstanceSegmentationIO) for output in outputs) == wanted
+
+
+@pytest.mark.parametrize("prompt", [{}, {"input_text": "shoe", "confidence_threshold": 1}])
+def test_where_nothing_is_found_there_are_no_objects(plugin, photograph, prompt):
+    plugin.segment(photograph, input_text="shoe", **ALL, instance_output=True)
+    mask, objects = plugin.segment(photograph, **prompt, instance_output=True)
+    assert not mask.get_mask().any()
+    assert objects.get_object_count() == 0
+    assert objects.description == "0 object(s)"
+
+
+def test_objects_can_be_overlaid_and_exported(plugin, photograph):
+    *_, objects = plugin.segment(photograph, input_text=list(LABELS), **ALL, instance_output=True)
+    image = plugin.algorithm.get_output(0)
+    for overlay in (image.get_image_with_mask_and_graphics(objects), image.get_image_with_mask(objects)):
+        assert overlay.shape == photograph.shape
+        assert np.count_nonzero((overlay != photograph).any(axis=2)) > 1000
+    exported = json.loads(objects.to_json())
+    assert len(exported["detections"]) == objects.get_object_count()
+
+
+def test_objects_of_an_earlier_run_stay_as_they_were(plugin, photograph):
+    *_, objects = plugin.segment(photograph, input_box=BOXES, instance_output=True)
+    kept = [found.mask for found in objects.get_objects()]
+    copies = [mask.copy() for mask in kept]
+    plugin.segment(photograph[::-1], input_text=list(LABELS), **ALL, instance_output=True)
+    assert all(np.array_equal(mask, copy) for mask, copy in zip(kept, copies, strict=True))
+
+
+def test_a_folder_run_saves_the_objects_too(workflow, algorithm, photograph, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    cv2.imwrite(str(folder / "a.png"), cv2.cvtColor(photograph, cv2.COLOR_RGB2BGR))
+    workflow.output_folder = str(tmp_path / "results")
+    workflow.set_parameters({"input_box": BOXES, "instance_output": True}, task_obj=algorithm)
+    workflow.run_on(folder=str(folder))
+    saved = {path.stem.removeprefix(algorithm.name): path for path in tmp_path.rglob("*.json")}
+    assert sorted(saved) == ["a", "a_2", "a_3", "a_objects"]
+    objects = dataprocess.CInstanceSegmentationIO()
+    objects.load(str(saved["a_objects"]))
+    masks = [output.get_mask() for output in algorithm.get_outputs()[1:-1]]
+    assert [found.label for found in objects.get_objects()] == ["object"] * 3
+    for name, wanted in zip(["a", "a_2", "a_3"], masks, strict=True):
+        mask = dataprocess.CSemanticSegmentationIO()
+        mask.load(str(saved[name]))
+        assert np.array_equal(mask.get_mask(), wanted)
+
+
+def test_a_saved_workflow_keeps_the_new_parameters(plugin, photograph, tmp_path, workflow, algorithm):
+    parameters = {
+        "input_text": ["shoe", "hat"],
+        "confidence_threshold": 0.1,
+        "iou_threshold": 0.5,
+        "instance_output": True,
+        "input_box_label": "",
+    }
+    workflow.set_parameters(parameters, task_obj=algorithm)
+    workflow.run_on(array=photograph)
+    path = tmp_path / "workflow.json"
+    workflow.save(str(path))
+    loaded = Workflow()
+    loaded.load(str(path))
+    loaded.run_on(array=photograph)
+    (task,) = [task for task in loaded.get_tasks() if task.name == PLUGIN]
+    assert task.get_parameters() == algorithm.get_parameters()
+    assert task.get_output_count() == algorithm.get_output_count() == 3
+    assert np.array_equal(task.get_output(1).get_mask(), algorithm.get_output(1).get_mask())
+    assert task.get_output(2).get_object_count() == algorithm.get_output(2).get_object_count()
