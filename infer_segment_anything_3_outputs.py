@@ -7,7 +7,6 @@ import weakref
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 from ikomia import dataprocess
 
 from .sam3_engine.prompts import ConceptPrompt, GeometricPrompt
@@ -87,24 +86,28 @@ class SegmentOutputs:
         """One mask per object and candidate."""
         boxes = max(1, len(prompt.boxes))
         candidates = len(segments) // boxes
+        from .sam3_engine.segments import masks_of
+
         self._set_mask_count(len(segments))
-        for index, (segment, colour) in enumerate(zip(segments, colours, strict=True)):
+        for index, (segment, colour, mask) in enumerate(zip(segments, colours, masks_of(segments), strict=True)):
             description = segment.label
             if boxes > 1:
                 description += f" of box {index // candidates + 1} of {boxes}"
             if candidates > 1:
                 description += f", candidate {index % candidates + 1} of {candidates}"
             description += f", score {segment.score:.3f}"
-            self._fill(index + 1, segment.mask.astype(np.uint8), [segment.label], [colour], description)
+            self._fill(index + 1, mask, [segment.label], [colour], description)
 
     def _write_objects(self, prompt, segments, colours, width, height):
         """The output of objects, as the last."""
+        from .sam3_engine.segments import bounding_box, masks_of
+
         objects = self._objects
         objects.init(self._task.name, 0, width, height)
-        for number, (segment, colour) in enumerate(zip(segments, colours, strict=True), start=1):
-            left, top, right, bottom = segment.box
+        for index, (segment, colour, mask) in enumerate(zip(segments, colours, masks_of(segments), strict=True)):
+            left, top, right, bottom = bounding_box(mask)  # Ikomia shows of a mask what is in its box
             objects.add_object(
-                number,
+                index + 1,
                 _THING,
                 prompt.names.index(segment.label),
                 segment.label,
@@ -113,7 +116,7 @@ class SegmentOutputs:
                 top,
                 right - left,
                 bottom - top,
-                segment.mask.astype(np.uint8),
+                mask,
                 colour,
             )
         objects.description = f"{len(segments)} object(s)"

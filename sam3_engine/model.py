@@ -65,6 +65,7 @@ class Model:
         device, precision: where and in what it runs.
         embeddings: what the image encoder made of the last images; to be used while :meth:`running`.
         phrases: what the text encoder made of the last phrases; to be used while :meth:`running`.
+        position_tables: of image features, by the size of the network's input; to be used while :meth:`running`.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Model:
         self.precision = precision
         self.embeddings: Recent[Any] = Recent(_IMAGES_KEPT)
         self.phrases: Recent[Any] = Recent(_PHRASES_KEPT)
+        self.position_tables: Recent[Any] = Recent(1 + _RESIZED_KEPT)
         self._resized: Recent[Sam3Image] = Recent(_RESIZED_KEPT)
         self._running = threading.RLock()
 
@@ -100,7 +102,9 @@ class Model:
             return self._resized.get(resolution, lambda: self._resized_network(resolution))
 
     def _resized_network(self, resolution: int) -> Sam3Image:
-        architecture = dataclasses.replace(self.architecture, resolution=resolution)
+        own = self.architecture
+        hole_area = round(own.fill_hole_area * (resolution / own.resolution) ** 2)  # the same part of the image
+        architecture = dataclasses.replace(own, resolution=resolution, fill_hole_area=hole_area)
         network = build_network(architecture, self.device, without_weights=True)
         # what depends on the input size are rotary tables, which sam3 computes when a network is built
         tensors = {

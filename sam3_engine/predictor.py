@@ -118,7 +118,11 @@ class Predictor:
         if size_percent < 100:
             shrunk = [max(1, round(side * size_percent / 100)) for side in (height, width)]
             pixels = functional.resize(pixels, shrunk, antialias=True)
-        return ImageEmbedding(self._processor.set_image(pixels)["backbone_out"], width, height)
+        features = self._processor.set_image(pixels)["backbone_out"]
+        # the package copies the same tables for each image and head, more than the features themselves
+        tables = self.model.position_tables.get(self.resolution, lambda: features["vision_pos_enc"])
+        features["vision_pos_enc"] = features["sam2_backbone_out"]["vision_pos_enc"] = tables
+        return ImageEmbedding(features, width, height)
 
     def segment(
         self,
@@ -203,7 +207,7 @@ class Predictor:
         """Segment points and boxes whose coordinates are fractions of the image's width and height."""
         for boxes in _passes(relative.boxes):
             # asked for masks of the mask logits' own size, the package only fills their holes
-            mask_logits, scores, _ = self._network.predict_inst(
+            mask_logits, scores, _ = self._predict_inst(
                 {
                     "original_height": self._mask_side,
                     "original_width": self._mask_side,
@@ -229,6 +233,13 @@ class Predictor:
                 for candidate in np.argsort(-object_scores, kind="stable"):
                     score = float(object_scores[candidate])
                     yield Segment(object_logits[candidate], embedding.width, embedding.height, score, UNNAMED)
+
+    def _predict_inst(self, state: Mapping[str, Any], **prompt: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        try:
+            return self._network.predict_inst(state, **prompt)
+        except BaseException:
+            self._network.inst_interactive_predictor.reset_predictor()  # else it holds the image's features for good
+            raise
 
 
 def _resolution(architecture: Architecture, input_size: int) -> int:

@@ -32,3 +32,7 @@ class Recent(Generic[Value]):
             self._values[key] = make()
         self._values.move_to_end(key)
         return self._values[key]
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._values.clear()

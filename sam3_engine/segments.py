@@ -6,7 +6,7 @@ Importing this module imports torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,8 @@ from .parsing import Box
 
 MOST_IN_A_MAP = 255  # a label map has 8 bits
 
+_PIXELS_AT_ONCE = 2**27  # bounds the memory that several masks take
+_INTERPOLATED_AT_ONCE = 2**21  # pixels; bounds the memory that floats take
 _COMPARED_AT_ONCE = 256  # bounds the memory that comparing masks takes
 
 
@@ -41,18 +43,13 @@ class Segment:
     @property
     def mask(self) -> np.ndarray:
         """(height, width) bool, at source size. Computed at every call, so that many segments take little memory."""
-        return label_map([self], self.width, self.height).view(np.bool_)
+        (mask,) = masks_of([self])
+        return mask.view(np.bool_)
 
     @property
     def box(self) -> Box:
         """(x1, y1, x2, y2) in source-image pixels: the detected one, else the bounds of the mask, all 0 if empty."""
-        if self.detected_box is not None:
-            return self.detected_box
-        mask = self.mask
-        columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-        if not columns.size:
-            return (0.0, 0.0, 0.0, 0.0)
-        return (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
+        return self.detected_box or bounding_box(self.mask)
 
 
 def label_map(segments: Sequence[Segment], width: int, height: int) -> np.ndarray:
@@ -71,20 +68,35 @@ def label_map(segments: Sequence[Segment], width: int, height: int) -> np.ndarra
     if not segments:
         return np.zeros((height, width), np.uint8)
     painted = torch.zeros((height, width), dtype=torch.uint8, device=segments[0].mask_logits.device)
-    # the bounds of all at once: waiting for a GPU in between would cost more than the painting
-    bounds = torch.stack([_bounds(segment.mask_logits) for segment in segments]).tolist()
-    for index in reversed(_by_falling_score(segments)):
-        logits = segments[index].mask_logits
-        top, bottom, left, right = bounds[index]
-        rows, rows_painted = _part(top, bottom, logits.shape[0], height)
-        columns, columns_painted = _part(left, right, logits.shape[1], width)
-        region = painted[rows_painted, columns_painted]
-        at_source_size = torch.nn.functional.interpolate(
-            logits[None, None, rows, columns], region.shape, mode="bilinear", align_corners=False
-        )[0, 0]
-        # as the package does, in the network's dtype: in bfloat16, logits next to 0 would else change sides
-        region.masked_fill_(at_source_size.sigmoid_() > 0.5, index + 1)
+    order = _by_falling_score(segments)[::-1]
+    for index, (rows, columns, covered) in zip(order, _covered([segments[index] for index in order]), strict=True):
+        painted[rows, columns].masked_fill_(covered, index + 1)
     return painted.cpu().numpy()
+
+
+def masks_of(segments: Sequence[Segment]) -> Iterator[np.ndarray]:
+    """The mask of each of the segments of an image, (height, width) uint8, 0 and 1.
+
+    Like :func:`label_map` they are painted where their logits are, and come over several at a time.
+    """
+    if not segments:
+        return
+    width, height = segments[0].width, segments[0].height
+    at_once = max(1, _PIXELS_AT_ONCE // (width * height))
+    for start in range(0, len(segments), at_once):
+        block = segments[start : start + at_once]
+        painted = torch.zeros((len(block), height, width), dtype=torch.uint8, device=block[0].mask_logits.device)
+        for mask, (rows, columns, covered) in zip(painted, _covered(block), strict=True):
+            mask[rows, columns] = covered
+        yield from painted.cpu().numpy()
+
+
+def bounding_box(mask: np.ndarray) -> Box:
+    """(x1, y1, x2, y2) around what is not 0 in a mask (height, width), in its pixels; all 0 if nothing is."""
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    if not columns.size:
+        return (0.0, 0.0, 0.0, 0.0)
+    return (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
 
 
 def best(segments: Sequence[Segment], count: int) -> list[Segment]:
@@ -142,6 +154,55 @@ def _ious(masks: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     return shared / of_both.clamp(min=1)
 
 
+def _covered(segments: Sequence[Segment]) -> Iterator[tuple[slice, slice, torch.Tensor]]:
+    """For each segment the rows and columns of the image that its mask may be in, and the mask there, bool."""
+    # the bounds of all at once: waiting for a GPU in between would cost more than the painting
+    bounds = torch.stack([_bounds(segment.mask_logits) for segment in segments]).tolist()
+    for segment, (top, bottom, left, right) in zip(segments, bounds, strict=True):
+        logits, width, height = segment.mask_logits, segment.width, segment.height
+        rows = _pixels(top, bottom, logits.shape[0], height)
+        columns = _pixels(left, right, logits.shape[1], width)
+        # as the package does, in the network's dtype: in bfloat16, logits next to 0 would else change sides
+        at_source_width = _interpolated(logits.T, columns, width, logits.dtype).T
+        strip_height = max(1, _INTERPOLATED_AT_ONCE // at_source_width.shape[1])
+        strips = []
+        for start in range(rows.start, rows.stop, strip_height):
+            strip = slice(start, min(start + strip_height, rows.stop))
+            at_source_size = _interpolated(at_source_width, strip, height, logits.dtype).to(logits.dtype)
+            strips.append(at_source_size.sigmoid_() > 0.5)
+        yield rows, columns, torch.cat(strips)
+
+
+def _pixels(first: int, behind_last: int, logits_side: int, side: int) -> slice:
+    """The pixels of an axis on which positive logits, ``first`` to ``behind_last``, may have an influence."""
+    pixels_of_a_logit = side / logits_side
+    start = math.floor((first - 0.5) * pixels_of_a_logit - 0.5)
+    stop = math.ceil((behind_last + 0.5) * pixels_of_a_logit - 0.5) + 1
+    return slice(max(0, start), min(side, stop))
+
+
+def _interpolated(values: torch.Tensor, pixels: slice, side: int, dtype: torch.dtype) -> torch.Tensor:
+    """Some pixels of what ``torch.nn.functional.interpolate`` makes of the first axis, linearly, corners not aligned.
+
+    Args:
+        values: (n, m) in any float dtype.
+        pixels: which of the ``side`` pixels that the axis would become.
+        dtype: that ``interpolate`` would be called in.
+
+    Returns:
+        (pixels, m) float32.
+    """
+    centres = torch.arange(pixels.start, pixels.stop, device=values.device, dtype=torch.float32) + 0.5
+    positions = (centres * (len(values) / side) - 0.5).clamp(0, len(values) - 1)
+    before = positions.long()
+    after = (before + 1).clamp(max=len(values) - 1)
+    share = (positions - before)[:, None]
+    rounded = dtype if values.device.type == "cpu" else torch.float32  # a GPU's kernel does not round the weights
+    share_after = share.to(rounded)
+    share_before = 1 - share_after
+    return values[before].float().mul_(share_before.float()).addcmul_(values[after].float(), share_after.float())
+
+
 def _bounds(logits: torch.Tensor) -> torch.Tensor:
     """(4,) where positive logits begin and end: first row, row behind the last, the same of columns; if none, all."""
     bounds = []
@@ -149,20 +210,3 @@ def _bounds(logits: torch.Tensor) -> torch.Tensor:
         taken = (logits > 0).any(dim=axis).int()
         bounds += [taken.argmax(), len(taken) - taken.flip(0).argmax()]  # argmax: the first of the largest
     return torch.stack(bounds)
-
-
-def _part(first: int, behind_last: int, logits_side: int, side: int) -> tuple[slice, slice]:
-    """The least part of an axis that can be interpolated by itself with the same result as the whole.
-
-    Args:
-        first, behind_last: of the logits that are positive.
-        logits_side, side: lengths of the axis, in logits and in pixels of the image.
-
-    Returns:
-        The part in logits, and the same in pixels: from the one grid to the other, its ends fall on whole numbers. It
-        begins and ends with a logit that is not positive, so beyond it nothing is.
-    """
-    step = logits_side // math.gcd(logits_side, side)
-    start = max(0, first - 1) // step * step
-    stop = min(logits_side, -(-(behind_last + 1) // step) * step)
-    return slice(start, stop), slice(start * side // logits_side, stop * side // logits_side)

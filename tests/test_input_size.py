@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from demo.random_weights import SMALL
+from demo.scenes import iou
 from sam3_engine.model import build_network, checkpoint_contents, load_model
 from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import ConceptPrompt, GeometricPrompt
@@ -34,7 +35,8 @@ def built_at(small_checkpoint, tmp_path):
     """Loads the small network's weights into one that is built at another size."""
 
     def build(size):
-        architecture = dataclasses.replace(SMALL, resolution=size)
+        hole_area = round(SMALL.fill_hole_area * (size / SMALL.resolution) ** 2)
+        architecture = dataclasses.replace(SMALL, resolution=size, fill_hole_area=hole_area)
         tables = checkpoint_contents(build_network(architecture, CPU), architecture)
         contents = torch.load(small_checkpoint, weights_only=True)
         tensors = {
@@ -93,29 +95,29 @@ def test_a_size_is_rounded_to_whole_patches_and_the_log_says_so(model, caplog, a
         assert messages == [f"model_input_size = {asked}: rounded to {rounded}, a multiple of the patch size 14."]
 
 
-@pytest.mark.parametrize("size", [112, 322, 2016])
-def test_masks_and_prompts_are_in_source_pixels_at_every_size(workflow, algorithm, photograph, size):
-    masks = []
-    for percent in (100, 50):
-        workflow.set_parameters(
-            {"input_box": BOXES, "model_input_size": size, "input_size_percent": percent}, task_obj=algorithm
-        )
-        workflow.run_on(array=photograph)
-        masks.append([output.get_mask() for output in algorithm.get_outputs()[1:]])
-    assert [mask.shape for mask in masks[0]] == [photograph.shape[:2]] * 2
-    assert all(np.mean(whole == half) > 0.9 for whole, half in zip(*masks, strict=True))
+def test_the_holes_that_are_filled_are_the_same_part_of_the_image_at_every_size(model):
+    """The package counts their area in pixels of the mask logits."""
+    for size in (56, 112, 224):
+        predictor = Predictor(model, size)
+        area = predictor._network.inst_interactive_predictor._transforms.max_hole_area
+        assert area / predictor._mask_side**2 == SMALL.fill_hole_area / (4 * SMALL.grid) ** 2
 
 
-def test_the_demos_network_finds_a_shape_at_every_size(workflow, algorithm, shapes_checkpoint):
+@pytest.mark.parametrize("percent", [100, 50])
+@pytest.mark.parametrize("size", [0, 252, 672])
+def test_the_demos_network_finds_a_shape_at_every_size(workflow, algorithm, shapes_checkpoint, size, percent):
     """A disc on the left: the box says where, in source pixels, and the mask is it."""
     rows, columns = np.mgrid[:300, :400]
     disc = (rows - 140) ** 2 + (columns - 120) ** 2 < 60**2
     image = np.where(disc[..., None], [220, 40, 40], [200, 200, 200]).astype(np.uint8)
-    for size in (0, 336, 672):
-        workflow.set_parameters(
-            {"model_weight_file": shapes_checkpoint, "input_box": [58, 78, 182, 202], "model_input_size": size},
-            task_obj=algorithm,
-        )
-        workflow.run_on(array=image)
-        mask = algorithm.get_output(1).get_mask() == 1
-        assert (mask & disc).sum() / (mask | disc).sum() > 0.9, size
+    parameters = {
+        "model_weight_file": shapes_checkpoint,
+        "input_box": [58, 78, 182, 202],
+        "model_input_size": size,
+        "input_size_percent": percent,
+    }
+    workflow.set_parameters(parameters, task_obj=algorithm)
+    workflow.run_on(array=image)
+    mask = algorithm.get_output(1).get_mask() == 1
+    assert mask.shape == disc.shape
+    assert iou(mask, disc) > 0.9

@@ -12,6 +12,7 @@ import pytest
 import torch
 from ikomia.dataprocess.workflow import Workflow
 
+from benchmarks.direct_use import DirectUse
 from demo.plugin import PLUGIN
 from sam3_engine.model import load_model, shared_model
 from sam3_engine.predictor import Predictor
@@ -315,3 +316,25 @@ def test_the_last_workflow_takes_the_model_and_its_images_with_it(plugins_direct
     gc.collect()
     assert model() is None
     assert embedding() is None
+
+
+def test_position_tables_are_kept_once_for_all_images_and_both_heads(predictor, photograph):
+    direct = DirectUse(predictor.model.network, predictor.model.precision, photograph)._state["backbone_out"]
+    embeddings = [predictor.encode_image(image).features for image in (photograph, photograph[::-1])]
+    embeddings.append(Predictor(predictor.model).encode_image(photograph[:, ::-1]).features)
+    lists = [part["vision_pos_enc"] for features in embeddings for part in (features, features["sam2_backbone_out"])]
+    assert len({id(tables) for tables in lists}) == 1
+    for head in (direct, direct["sam2_backbone_out"]):
+        assert len(head["vision_pos_enc"]) == len(lists[0])
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(lists[0], head["vision_pos_enc"], strict=True))
+
+
+def test_an_error_in_a_prompt_leaves_no_image_behind(predictor, photograph, monkeypatch):
+    embedding = predictor.encode_image(photograph)
+    interactive = predictor.model.network.inst_interactive_predictor
+    with monkeypatch.context() as patched:
+        patched.setattr(interactive.model.sam_mask_decoder, "forward", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            predictor.segment(embedding, BOX)
+    assert interactive._features is None
+    assert predictor.segment(embedding, BOX)

@@ -47,8 +47,9 @@ def test_a_mask_is_that_of_the_whole_logits(place, width, height, dtype):
     wanted = whole_mask(logits, width, height)
     assert mask.shape == wanted.shape
     assert mask.dtype == np.bool_
-    # float32: the coordinates of a part round otherwise than those of the whole
-    assert (mask != wanted).sum() <= 1e-5 * wanted.size
+    # coordinates and sums round otherwise; torch's own do in bfloat16 where it makes less of the logits
+    rounds_otherwise = dtype == torch.bfloat16 and max(width, height) < 288
+    assert (mask != wanted).sum() <= (1e-3 if rounds_otherwise else 1e-5) * wanted.size
     if place == "nothing":
         assert not mask.any()
     elif min(width, height) > 100:
