@@ -15,8 +15,9 @@ import torch
 
 from benchmarks.direct_use import DirectUse, package_network
 from benchmarks.setup import HEIGHT, POINT, WIDTH
-from benchmarks.timing import PeakMemory, seconds_of
+from benchmarks.timing import peak_memory, seconds_of
 from sam3_engine.model import Sam3Image, load_model
+from sam3_engine.runtime import choose_precision
 
 
 def main() -> None:
@@ -29,19 +30,17 @@ def main() -> None:
             load_model(checkpoint, device).network if side == "plugin" else package_network(checkpoint, device)
         )
 
-    with PeakMemory() as memory:
-        seconds = seconds_of(load)
-    found = {"load": seconds, "peak": memory.peak}
-    if side == "sam3":
-        found["prompt"] = seconds_of(lambda: _prompt(networks[0], device))
+    found = {"load": seconds_of(load), "peak": peak_memory()}
     if device.type == "cuda":
         found["device"] = torch.cuda.max_memory_allocated()
+    if side == "sam3":
+        found["prompt"] = seconds_of(lambda: _prompt(networks[0], device))
     print(json.dumps(found))
 
 
 def _prompt(network: Sam3Image, device: torch.device) -> None:
     image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
-    DirectUse(network, torch.float32, image, device).geometry(
+    DirectUse(network, choose_precision(device), image, device).geometry(
         False, point_coords=np.array([POINT]), point_labels=np.array([1])
     )
 

@@ -15,13 +15,14 @@ import torch
 from ikomia import dataprocess
 from ikomia.dataprocess.workflow import Workflow
 
+from benchmarks.discs import MANY, answering_discs, discs
 from benchmarks.report import Row, in_megabytes, in_seconds
 from benchmarks.setup import BOX, HEIGHT, POINT, WIDTH, Setup
-from benchmarks.timing import in_turn, last_line_of, watching
+from benchmarks.timing import in_turn, last_line_of, seconds_of, watching
 from demo.plugin import PLUGIN, Plugin
+from sam3_engine.segments import Segment, without_duplicates
 
 _RUNS_OF_A_MEASURE = 15
-_MANY = 200  # as many as SAM 3 has queries
 
 
 def reuse_rows(setup: Setup) -> Iterator[Row]:
@@ -33,7 +34,10 @@ def reuse_rows(setup: Setup) -> Iterator[Row]:
         {"input_point": [POINT], "multimask_output": True},
         {"input_box": [BOX]},
         {"input_text": "shoe", "confidence_threshold": 1},
-        {"input_text": "hat", "confidence_threshold": 0.99},
+        {"input_text": "hat", "confidence_threshold": 0.99, "iou_threshold": 0.5},
+        {"input_point": [POINT], "input_size_percent": 50, "model_input_size": 224},
+        {"input_point": [POINT], "input_size_percent": 100, "model_input_size": 0},
+        {"input_point": [POINT], "cuda": not torch.cuda.is_available()},  # wanted in vain
     ]
     model = sys.modules[f"{PLUGIN}.sam3_engine.model"]
     with mock.patch.object(model, "load_model", wraps=model.load_model) as load:
@@ -66,17 +70,12 @@ def outside_rows(setup: Setup) -> Iterator[Row]:
     """What the plugin takes around the network, in whose place discs are answered."""
     plugin, image = Plugin(model_weight_file=setup.checkpoint, cuda=False), setup.image
     plugin.segment(image, input_point=[POINT])  # now it is encoded
-    predictor, segments = (sys.modules[f"{PLUGIN}.sam3_engine.{name}"] for name in ("predictor", "segments"))
-
-    def detect(_predictor: object, _embedding: object, phrase: str, _examples: object) -> object:
-        discs = _discs(int(phrase.split()[0]))
-        return predictor._Instances([0.9] * len(discs), [(0.0, 0.0, 1.0, 1.0)] * len(discs), discs)
-
-    with mock.patch.object(predictor.Predictor, "_detect", detect):
+    predictor, outputs = sys.modules[f"{PLUGIN}.sam3_engine.predictor"], plugin.algorithm._outputs
+    with answering_discs():
         places = {
             "hash of the image": (predictor, "content_digest"),
-            "mask at the image's size": (segments, "label_map"),
-            "output with its polygons": (plugin.algorithm._outputs, "_fill"),
+            "mask at the image's size": (sys.modules[f"{PLUGIN}.sam3_engine.segments"], "label_map"),
+            "output with its polygons": (outputs, "_fill"),
         }
         runs = []
         for _ in range(_RUNS_OF_A_MEASURE):
@@ -88,33 +87,37 @@ def outside_rows(setup: Setup) -> Iterator[Row]:
         parts = ", ".join(f"{name} {in_seconds(seconds)}" for name, seconds in medians.items())
         yield Row("outside the network, one mask", in_seconds(run), parts, "", "< 60 ms", run < 0.06)
 
-        (output,) = plugin.segment(image, input_text=f"{_MANY} discs")
-        label_map, names, colours = output.get_mask(), output.get_class_names(), output.get_colors()
+        # a size that has no factor in common with that of the mask logits, too
+        odd = image[:-1, :-1]
+        plugin.segment(odd, input_point=[POINT])
+        for of_size in (image, odd):
+            yield _many_row(setup, plugin, of_size)
 
-        def set_mask() -> None:
-            bare = dataprocess.CSemanticSegmentationIO()
-            bare.set_class_names(names)
-            bare.set_class_colors(colours)
-            bare.set_mask(label_map)
-
-        taken = in_turn(
-            setup.repeat,
-            plugin=lambda: plugin.segment(image, input_text=f"{_MANY} discs"),
-            set_mask=set_mask,
-        )
-        yield Row.within(
-            f"outside the network, {_MANY} instances", taken["plugin"], "`set_mask`", taken["set_mask"], 1.3
-        )
+    overlapping = _overlapping()
+    duplicates = statistics.median(seconds_of(lambda: without_duplicates(overlapping, 0.5)) for _ in range(5))
+    yield Row(f"duplicates dropped from {MANY} instances", in_seconds(duplicates), "", "")
 
 
-def _discs(count: int) -> torch.Tensor:
-    """(count, 288, 288) mask logits in bfloat16 of discs side by side."""
-    columns, rows = 20, 10
-    y, x = torch.meshgrid(torch.arange(288), torch.arange(288), indexing="ij")
-    centres = [
-        ((number % columns + 0.5) * 288 / columns, (number // columns + 0.5) * 288 / rows) for number in range(count)
+def _many_row(setup: Setup, plugin: Plugin, image: np.ndarray) -> Row:
+    (output,) = plugin.segment(image, input_text=f"{MANY} discs")
+    label_map, names, colours = output.get_mask(), output.get_class_names(), output.get_colors()
+
+    def set_mask() -> None:
+        bare = dataprocess.CSemanticSegmentationIO()
+        bare.set_class_names(names)
+        bare.set_class_colors(colours)
+        bare.set_mask(label_map)
+
+    taken = in_turn(setup.repeat, plugin=lambda: plugin.segment(image, input_text=f"{MANY} discs"), set_mask=set_mask)
+    measure = f"outside the network, {MANY} instances, {image.shape[1]}×{image.shape[0]}"
+    return Row.within(measure, taken["plugin"], "`set_mask`", taken["set_mask"], 1.3)
+
+
+def _overlapping() -> list[Segment]:
+    return [
+        Segment(logits.roll(number % 7, 0), WIDTH, HEIGHT, number / MANY, "disc")
+        for number, logits in enumerate(discs(MANY))
     ]
-    return torch.stack([6 - ((x - left) ** 2 + (y - top) ** 2).sqrt() for left, top in centres]).bfloat16()
 
 
 def memory_rows(setup: Setup) -> Iterator[Row]:
@@ -124,7 +127,7 @@ def memory_rows(setup: Setup) -> Iterator[Row]:
     needed = 4 * (6000 * 4000 - WIDTH * HEIGHT)  # three bytes of each pixel are the image's, one the label map's
     more = peaks[1] - peaks[0] - needed
     yield Row(
-        "memory of the process, at most, all instances at 6000×4000",
+        f"memory of the process, at most, {MANY} instances at 6000×4000",
         in_megabytes(peaks[1]),
         f"at {WIDTH}×{HEIGHT}: {in_megabytes(peaks[0])}; image and label map are {in_megabytes(needed)} larger",
         f"{more / 1e6:+,.0f} MB",

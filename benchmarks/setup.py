@@ -16,7 +16,7 @@ from demo.scenes import draw_scene
 from sam3_engine.model import Model, load_model
 from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import ConceptPrompt
-from sam3_engine.segments import label_map
+from sam3_engine.segments import label_map, masks_of
 from sam3_engine.settings import Settings
 
 WIDTH, HEIGHT = 1800, 1200
@@ -29,6 +29,9 @@ class User(Protocol):
 
     def segment(self, image: np.ndarray, **parameters: Any) -> object:
         """Segment ``image`` as the plugin's parameters say, up to masks on the CPU."""
+
+    def forget_answers(self, image: np.ndarray) -> None:
+        """Forget what the network answered about ``image``, but not its embedding."""
 
 
 class EngineUser:
@@ -51,7 +54,11 @@ class EngineUser:
         )
         if isinstance(prompt, ConceptPrompt):
             return [label_map(segments, image.shape[1], image.shape[0])]
-        return [segment.mask for segment in segments]
+        return list(masks_of(segments))
+
+    def forget_answers(self, image: np.ndarray) -> None:
+        """Forget what the network answered about ``image``, but not its embedding."""
+        self._predictor.encode_image(image).answers.clear()
 
 
 class Setup:

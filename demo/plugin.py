@@ -76,6 +76,10 @@ class Plugin:
             self._workflow.run_on(array=image)
         return self.algorithm.get_outputs()[1:]
 
+    def forget_answers(self, image: np.ndarray) -> None:
+        """Forget what the network answered about an image, but not what it made of it."""
+        self.algorithm._predictor.encode_image(image).answers.clear()
+
     def _set(self, parameters: dict[str, Any]) -> None:
         with _plain_errors():
             self._workflow.set_parameters(parameters, task_obj=self.algorithm)
