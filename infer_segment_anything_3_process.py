@@ -65,6 +65,23 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
         self._predictor = None
         self._outputs = SegmentOutputs(self)
 
+    def set_parameters(self, params):
+        """Change some parameters.
+
+        Args:
+            params: names to values; a value that is no string is taken as ``str()`` writes it.
+
+        Raises:
+            ValueError: a value is not what its parameter expects; then nothing is changed.
+        """
+        known = self.get_param_object().get_values()
+        unknown = [name for name in params if name not in known]
+        if unknown:
+            logger.warning(
+                "There is no parameter %s: it is ignored. There are: %s.", ", ".join(unknown), ", ".join(known)
+            )
+        super().set_parameters({name: str(value) for name, value in params.items()})
+
     def get_progress_steps(self):
         """Steps that a run reports: model, image, prompt."""
         return 3

@@ -32,7 +32,6 @@ _LABELS_EXPECTED = {
     "input_point_label": "expected a list with one label per point, 1 for foreground and 0 for background",
     "input_box_label": "expected a list with one label per box, 1 for an example of what to find and 0 for what not",
 }
-_LABELLED = {"input_point_label": "point(s) in input_point", "input_box_label": "box(es)"}
 
 
 class PromptError(ValueError):
@@ -123,20 +122,21 @@ def check_boxes(parameter: str, boxes: Sequence[Sequence[float]]) -> None:
             raise PromptError(parameter, in_brackets(box), f"the box has no area; {_BOXES_EXPECTED}")
 
 
-def check_label_count(parameter: str, labels: Sequence[int], labelled: Sequence[Any], typed: object) -> None:
+def check_label_count(parameter: str, labels: Sequence[int], labelled: Sequence[Any], name: str, typed: str) -> None:
     """Refuse labels that are not one for each of what they are to label.
 
     Args:
         parameter: ``input_point_label`` or ``input_box_label``.
         labels: its labels.
         labelled: the points, or boxes.
-        typed: what the error is to quote.
+        name: what these are called in the error.
+        typed: the labels as typed.
 
     Raises:
         PromptError: they are more or fewer.
     """
     if len(labels) != len(labelled):
-        counts = f"{len(labels)} label(s) for {len(labelled)} {_LABELLED[parameter]}"
+        counts = f"{len(labels)} label(s) for {len(labelled)} {name}"
         raise PromptError(parameter, typed, f"{counts}; {_LABELS_EXPECTED[parameter]}")
 
 

@@ -108,7 +108,7 @@ class GeometricPrompt:
                 point, or there are points beside several boxes.
         """
         box_name, point_name = _box_name(self.drawn), "drawn point" if self.drawn else "input_point"
-        check_label_count("input_point_label", self.point_labels, self.points, self.point_labels)
+        _check_point_labels(self)
         if self.points and len(self.boxes) > 1:
             raise PromptError(point_name, self.points, f"points refine a single box, not {len(self.boxes)} boxes")
         for x, y in self.points:
@@ -149,7 +149,8 @@ def choose_prompt(
         input_box_label: see :func:`~sam3_engine.parsing.parse_box_labels`; labels make examples of the boxes, or if
             none are typed of the drawn rectangles.
         input_point: see :func:`~sam3_engine.parsing.parse_points`.
-        input_point_label: see :func:`~sam3_engine.parsing.parse_point_labels`.
+        input_point_label: see :func:`~sam3_engine.parsing.parse_point_labels`; they label the typed points, or if
+            neither points nor boxes are typed the drawn ones.
         drawn: prompt made of drawn graphics, see :func:`drawn_prompt`.
 
     Returns:
@@ -178,11 +179,10 @@ def choose_prompt(
             logger.warning("%s: %s not used.", reason, _enumeration(unused))
         return concepts
 
-    typed = _typed_prompt(input_box, input_point, input_point_label)
-    if typed and drawn:
+    chosen = _geometric_prompt(input_box, input_point, input_point_label, drawn)
+    if chosen and not chosen.drawn and drawn:
         logger.warning("input_box or input_point is set, so it is the prompt: what is drawn is not used.")
-    chosen = typed or drawn
-    return _usable(chosen) if chosen else None
+    return _usable(chosen) or None
 
 
 def prompt_errors(
@@ -207,8 +207,8 @@ def prompt_errors(
         lambda: parse_box_labels(input_box_label),
         lambda: parse_points(input_point),
         lambda: parse_point_labels(input_point_label),
-        lambda: _typed_prompt("", input_point, input_point_label),  # one label for each point?
-        # does all of it go together? the labels may be those of rectangles that are going to be drawn
+        # does it go together? labels may be those of what is going to be drawn
+        lambda: input_point.strip() in _NOTHING_TYPED or _geometric_prompt("", input_point, input_point_label),
         lambda: input_box.strip() in _NOTHING_TYPED or _concept_prompt(input_text, input_box, input_box_label),
     ):
         try:
@@ -238,28 +238,40 @@ def _concept_prompt(
     if use_drawn and drawn:
         boxes = drawn.boxes
     prompt = ConceptPrompt(parse_phrases(input_text), boxes, labels, use_drawn)
-    _check_examples(prompt)
+    _check_examples(prompt, input_box_label)
     return prompt
 
 
-def _check_examples(prompt: ConceptPrompt) -> None:
-    labels = list(prompt.box_labels)
-    check_label_count("input_box_label", labels, prompt.boxes, labels)
+def _check_examples(prompt: ConceptPrompt, typed: str = "") -> None:
+    labels = prompt.box_labels
+    typed = typed or str(list(labels))
+    name = "drawn rectangle(s)" if prompt.drawn else "box(es) in input_box"
+    check_label_count("input_box_label", labels, prompt.boxes, name, typed)
     if prompt.boxes and len(prompt.phrases) > 1:
         reason = f"example boxes go with one phrase, or with none, not with {len(prompt.phrases)}"
         raise PromptError("input_text", list(prompt.phrases), reason)
     if prompt.boxes and not prompt.phrases and POSITIVE not in labels:
         reason = "nothing says what to find; expected a 1 among the labels, or a phrase in input_text"
-        raise PromptError("input_box_label", labels, reason)
+        raise PromptError("input_box_label", typed, reason)
 
 
-def _typed_prompt(input_box: str, input_point: str, input_point_label: str) -> GeometricPrompt:
-    boxes = parse_boxes(input_box)
-    points = parse_points(input_point)
+def _geometric_prompt(
+    input_box: str, input_point: str, input_point_label: str, drawn: GeometricPrompt | None = None
+) -> GeometricPrompt:
+    """What is typed, or if nothing is what is drawn."""
+    prompt = GeometricPrompt(parse_boxes(input_box), parse_points(input_point))
+    prompt = replace(prompt, point_labels=(FOREGROUND,) * len(prompt.points)) or drawn or prompt
     labels = parse_point_labels(input_point_label)
     if labels:
-        check_label_count("input_point_label", labels, points, input_point_label)
-    return GeometricPrompt(boxes, points, labels or (FOREGROUND,) * len(points))
+        prompt = replace(prompt, point_labels=labels)
+    _check_point_labels(prompt, input_point_label)
+    return prompt
+
+
+def _check_point_labels(prompt: GeometricPrompt, typed: str = "") -> None:
+    labels = prompt.point_labels
+    name = "drawn point(s)" if prompt.drawn else "point(s) in input_point"
+    check_label_count("input_point_label", labels, prompt.points, name, typed or str(list(labels)))
 
 
 def _usable(prompt: GeometricPrompt) -> GeometricPrompt:

@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import math
+import re
 import time
 
 import numpy as np
@@ -380,7 +381,7 @@ def test_as_many_labels_as_points_are_expected(input_box, input_point, input_poi
     assert_quotes(message, "input_point_label", input_point_label)
     labels, points = counts
     assert f"{labels} label" in message
-    assert f"for {points} point" in message
+    assert re.search(rf"for {points} (drawn )?point\(s\)", message)
     assert EXPECTED["input_point_label"] in message
 
 
@@ -623,7 +624,7 @@ def test_labels_make_examples_of_the_boxes(caplog, typed, drawn, chosen, left_as
         ({"input_box": TWO_BOXES, "input_box_label": "1"}, None, "input_box_label", "1 label(s) for 2 box(es)"),
         ({"input_box_label": "1"}, None, "input_box_label", "1 label(s) for 0 box(es)"),
         ({"input_text": "shoe", "input_box_label": "1"}, None, "input_box_label", "1 label(s) for 0 box(es)"),
-        ({"input_box_label": "[1, 0]"}, DRAWN, "input_box_label", "2 label(s) for 1 box(es)"),
+        ({"input_box_label": "[1, 0]"}, DRAWN, "input_box_label", "2 label(s) for 1 drawn rectangle(s)"),
         ({"input_box": TYPED_BOX, "input_box_label": "0"}, None, "input_box_label", "nothing says what to find"),
         ({"input_box": TWO_BOXES, "input_box_label": "[0, 0]"}, None, "input_box_label", "a phrase in input_text"),
         (
@@ -705,6 +706,16 @@ def test_points_are_not_used_with_several_drawn_rectangles(caplog):
     assert prompt == GeometricPrompt(boxes=(BOX, OTHER_BOX), drawn=True)
     (warning,) = logged_warnings(caplog)
     assert "points are not used" in warning
+
+
+@pytest.mark.parametrize("labels", ["[0, 1]", "(0, 1)"])
+def test_labels_without_typed_points_are_those_of_the_drawn_ones(caplog, labels):
+    drawn = drawn_prompt([BOX], [POINT, (7.0, 8.0)])
+    assert choose_prompt(input_point_label=labels, drawn=drawn) == dataclasses.replace(drawn, point_labels=(0, 1))
+    assert logged_warnings(caplog) == []
+    message = refusal(choose_prompt, input_point_label="1", drawn=drawn)
+    assert_quotes(message, "input_point_label", "1")
+    assert "1 label(s) for 2 drawn point(s)" in message
 
 
 @pytest.mark.parametrize(
@@ -861,7 +872,7 @@ MALFORMED_TOGETHER = [
     ({"input_point": "[1, 2", "input_point_label": "[7]"}, {"input_point": "read", "input_point_label": "'7' is not"}),
     ({"input_point": "[1, 2]", "input_point_label": "[1, 0]"}, {"input_point_label": "2 label(s) for 1 point(s)"}),
     ({"input_point": "[1, 2", "input_point_label": "[1, 0]"}, {"input_point": "cannot be read"}),
-    ({"input_point_label": "1"}, {"input_point_label": "1 label(s) for 0 point(s)"}),
+    ({"input_point_label": "1"}, {}),  # of a point that is going to be drawn
     ({"input_text": "x" * 1001, "input_box": "[]"}, {"input_text": "at most 1000 characters"}),
     ({"input_text": "[shoe]"}, {"input_text": "cannot be read"}),
     ({"input_text": '["shoe", "hat"]', "input_box": "[1, 2, 3, 4]"}, {}),
@@ -883,13 +894,21 @@ def test_the_errors_of_all_parameters_are_told_at_once(typed, reasons):
         assert reason in errors[name]
 
 
+def counted(parse, text):
+    try:
+        return len(parse(text))
+    except PromptError:
+        return 0
+
+
 @given(box=ANY_TEXT, box_labels=PHRASES, point=ANY_TEXT, point_labels=ANY_TEXT)
 def test_there_are_errors_where_a_run_would_refuse_and_one_of_them_is_its_own(box, box_labels, point, point_labels):
     typed = ("", box, box_labels, point, point_labels)
     errors = prompt_errors(*typed)
-    drawn = GeometricPrompt((BOX,) * len(box_labels), drawn=True)  # the rectangles that labels without boxes are for
+    # as much as labels without boxes or points are for
+    rectangles, points = counted(parse_box_labels, box_labels), counted(parse_point_labels, point_labels)
     try:
-        choose_prompt(*typed, drawn)
+        choose_prompt(*typed, drawn_prompt([BOX] * rectangles, [POINT] * points))
     except PromptError as refused:
         assert errors[refused.parameter] == str(refused)  # noqa: PT017
     else:

@@ -293,6 +293,25 @@ def test_a_rejected_parameter_changes_nothing(algorithm, bad):
     assert algorithm.get_parameters() == before
 
 
+def test_values_of_the_task_may_be_pythons_own(algorithm):
+    algorithm.set_parameters({"input_point": [[520, 375]], "confidence_threshold": 0.25, "multimask_output": True})
+    values = algorithm.get_parameters()
+    assert [values[name] for name in ("input_point", "confidence_threshold", "multimask_output")] == [
+        "[[520, 375]]",
+        "0.25",
+        "True",
+    ]
+
+
+def test_a_misspelt_parameter_is_named_in_a_warning(workflow, algorithm, caplog):
+    before = algorithm.get_parameters()
+    workflow.set_parameters({"input_txt": "shoe", "confidence_treshold": 0.3, "input_text": "hat"}, task_obj=algorithm)
+    assert algorithm.get_parameters() == {**before, "input_text": "hat"}
+    (warning,) = warnings_of(caplog)
+    assert warning.startswith("There is no parameter input_txt, confidence_treshold: ")
+    assert "input_text" in warning
+
+
 def test_a_partial_map_of_an_older_workflow_is_accepted(algorithm):
     parameters = algorithm.get_param_object()
     parameters.set_values({"input_text": "shoe", "unknown_to_us": "1"})
