@@ -9,7 +9,7 @@ help:            ## this list
 
 # the demo's options as make's, if they are given to make: make demo IMAGE=photograph.jpg TEXT="yellow bus" WEIGHTS=sam3.pt
 # (the quotes keep a value as it was typed)
-DEMO_OPTIONS = $(foreach option,IMAGE TEXT POINT LABEL BOX MULTIMASK THRESHOLD CUDA WEIGHTS,\
+DEMO_OPTIONS = $(foreach option,IMAGE TEXT POINT LABEL BOX BOX_LABEL MULTIMASK THRESHOLD CUDA WEIGHTS,\
 	$(if $(filter command line,$(origin $(option))),\
 	'--$(shell echo $(option) | tr A-Z a-z)=$(subst ','\'',$(value $(option)))'))
 
@@ -21,8 +21,8 @@ pictures: $(VENV)/ready  ## the README's pictures
 	$(RUN) -m demo.panel
 	cp demo/output/all.png images/demo.png
 	cp demo/output/panel_filled.png images/panel.png
-	cd demo/output && cp text_star.png point_three_candidates.png point_background_point.png box.png three_boxes.png \
-		box_background_point.png ../../images
+	cd demo/output && cp text_red_circle.png texts_star_and_circle.png example_box.png text_circle_box_of_what_not.png \
+		point_three_candidates.png point_background_point.png box.png three_boxes.png box_background_point.png ../../images
 
 test: $(VENV)/ready  ## all tests but test-install
 	$(RUN) -m pytest

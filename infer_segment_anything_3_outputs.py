@@ -14,6 +14,7 @@ from .sam3_engine.prompts import ConceptPrompt, GeometricPrompt
 logger = logging.getLogger(__name__)
 
 _BACKGROUND_COLOUR = [0, 0, 0]
+_GOLDEN_ANGLE = 0.618034  # of a whole turn: hues so far apart differ most from those next to them
 _THING = 0  # an object that can be counted, as against stuff such as sky
 
 
@@ -183,18 +184,14 @@ def _colours(prompt, segments):
 
 
 def _object_colour(index):
-    """The colour of the ``index``-th object: hues a golden angle apart, so that neighbours differ most."""
-    return _rgb(_hue(index), (1.0, 0.65, 0.85)[index % 3], 1.0)
+    """The colour of the ``index``-th object."""
+    return _rgb(0.55 + _GOLDEN_ANGLE * index, (1.0, 0.65, 0.85)[index % 3], 1.0)
 
 
 def _shade(concept, index):
     """The colour of the ``index``-th instance of one of several concepts, each of which has a hue of its own."""
-    return _rgb(_hue(concept), 1 - 0.6 * (index * 0.7549 % 1), 1 - 0.45 * (index * 0.5698 % 1))
-
-
-def _hue(index):
-    return (0.55 + 0.618034 * index) % 1
+    return _rgb(0.38 + _GOLDEN_ANGLE * concept, 1 - 0.6 * (index * 0.7549 % 1), 0.9 - 0.35 * (index * 0.5698 % 1))
 
 
 def _rgb(hue, saturation, value):
-    return [round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, saturation, value)]
+    return [round(255 * channel) for channel in colorsys.hsv_to_rgb(hue % 1, saturation, value)]

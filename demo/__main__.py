@@ -23,17 +23,17 @@ import numpy as np
 import PIL.Image
 
 from sam3_engine.parsing import quote
-from sam3_engine.prompts import GeometricPrompt
+from sam3_engine.prompts import ConceptPrompt, GeometricPrompt
 from sam3_engine.settings import Settings
 
 from . import pictures
-from .plugin import Plugin, log_levels, masks_of
+from .plugin import Plugin, log_levels
 from .scenes import COLOURS, KINDS, Region, Scene, draw_scene, iou, plural
 
 OUTPUT = Path(__file__).resolve().parent / "output"
 SHAPES_NETWORK = Path(__file__).resolve().parent / "sam3_shapes.pt"
 GATED_WEIGHTS = "facebook/sam3"
-SCENE_SEED, SCENE_SIZE = 1551, (480, 360)  # large shapes of several kinds and colours, some with dots
+SCENE_SEED, SCENE_SIZE = 7946, (480, 360)  # shapes of several kinds and colours, two of them alike, one with a dot
 SHEET_COLUMNS, SHEET_CELL = 4, (480, 960)  # the most width and height
 
 SHAPES_NOTICE = f"""\
@@ -47,10 +47,11 @@ file, or WEIGHTS={GATED_WEIGHTS}, which downloads them once you have access (see
 
 # options of the command line, the plugin's parameters that they set, and what these hold
 PROMPT_OPTIONS = {
-    "text": ("input_text", "a noun phrase"),
+    "text": ("input_text", 'a noun phrase, or a list of them ["shoe", "person"]'),
     "point": ("input_point", "[[x, y], ...] in pixels"),
     "label": ("input_point_label", "[1, 0, ...], for each point: 1 foreground, 0 background"),
     "box": ("input_box", "[[x1, y1, x2, y2], ...] in pixels"),
+    "box_label": ("input_box_label", "[1, 0, ...], makes examples of the boxes: 1 what to find, 0 what not"),
     "multimask": ("multimask_output", "True: three candidates for each object"),
 }
 OTHER_OPTIONS = {
@@ -84,20 +85,26 @@ class Request:
         settings = self.settings
         return settings.multimask_output and isinstance(settings.prompt(), GeometricPrompt)
 
+    @property
+    def gives_phrases(self) -> bool:
+        """Whether there are several phrases."""
+        prompt = self.settings.prompt()
+        return isinstance(prompt, ConceptPrompt) and len(prompt.phrases) > 1
+
 
 @dataclass(frozen=True)
 class Found:
-    """One mask output of the plugin.
+    """One object that the plugin found.
 
     Attributes:
-        output: ``CSemanticSegmentationIO``.
-        colours: RGB, 0..255, of each object.
-        scores: of each object.
+        mask: (H, W) bool.
+        colour: RGB, 0..255.
+        score: 0..1.
     """
 
-    output: Any
-    colours: list[Sequence[int]]
-    scores: list[float]
+    mask: np.ndarray
+    colour: Sequence[int]
+    score: float
 
 
 def main() -> None:
@@ -149,10 +156,18 @@ def _typed_request(typed: dict[str, str]) -> Request:
 
 
 def requests_about(scene: Scene) -> list[Request]:
-    """Every kind of prompt, about what is in a scene with dots and at least three shapes."""
+    """Every kind of prompt, about what is in a scene with dots, two shapes alike, and another of their kind."""
     by_size = sorted(scene.shapes, key=lambda shape: -np.count_nonzero(shape.whole.mask))
     dotted = next(shape for shape in by_size if shape.dot)
     assert dotted.dot is not None
+    twin, other = next(
+        (shape, other)
+        for shape in scene.shapes
+        for other in scene.shapes
+        if sum(shape.is_like(third) for third in scene.shapes) > 1
+        and other.kind == shape.kind
+        and not other.is_like(shape)
+    )
     on_dot, on_ring = _middle(dotted.dot), _middle(dotted.ring)
     absent = next(
         phrase for phrase in (f"{colour} {kind}" for colour in COLOURS for kind in KINDS) if not scene.instances(phrase)
@@ -162,6 +177,21 @@ def requests_about(scene: Scene) -> list[Request]:
         Request("text 'star'", {"input_text": "star"}, tuple(scene.instances("star"))),
         Request("text 'red circle'", {"input_text": "red circle"}, tuple(scene.instances("red circle"))),
         Request(f"text '{absent}', which is not there", {"input_text": absent}),
+        Request(
+            "texts 'star' and 'circle'",
+            {"input_text": ["star", "circle"]},
+            (*scene.instances("star"), *scene.instances("circle")),
+        ),
+        Request(
+            "example box",
+            {"input_box": [_box(twin.whole)], "input_box_label": [1]},
+            tuple(shape.whole for shape in scene.shapes if shape.is_like(twin)),
+        ),
+        Request(
+            f"text '{twin.kind}', box of what not",
+            {"input_text": twin.kind, "input_box": [_box(other.whole)], "input_box_label": [0]},
+            tuple(shape.whole for shape in scene.shapes if shape.kind == twin.kind and not shape.is_like(other)),
+        ),
         Request("point on a dot", {"input_point": [on_dot]}, (dotted.dot,)),
         Request(
             "point, three candidates",
@@ -215,13 +245,16 @@ def show(plugin: Plugin, image: np.ndarray, requests: list[Request]) -> None:
     files = {}
     for request in requests:
         start = time.perf_counter()
-        outputs = [_found(output) for output in plugin.segment(image, **request.parameters)]
+        objects = plugin.segment(image, **request.parameters, instance_output=True)[-1]
         milliseconds = 1000 * (time.perf_counter() - start)
-        scores = [score for found in outputs for score in found.scores]
-        agreement = f"{_agreement(outputs, request):.2f}" if request.truth else ""
-        numbers = f"{len(scores):>5}{milliseconds:>8.0f}{agreement:>6}"
-        print(f"{request.title:<{width}}  {numbers}  {_listed(scores)}", flush=True)
-        overlays = _overlays(image, request, outputs)
+        found = [Found(one.mask.astype(bool), one.color[:3], one.confidence) for one in objects.get_objects()]
+        agreement = f"{_agreement(found, request):.2f}" if request.truth else ""
+        numbers = f"{len(found):>5}{milliseconds:>8.0f}{agreement:>6}"
+        print(f"{request.title:<{width}}  {numbers}  {_listed(found)}", flush=True)
+        overlays = _overlays(image, request, found)
+        if request.gives_phrases:
+            ikomias = plugin.algorithm.get_output(0).get_image_with_mask_and_graphics(objects)
+            overlays.append((ikomias, "the same as objects", "Ikomia's picture"))
         name = re.sub(r"\W+", "_", request.title).strip("_")[:60]
         files[name] = np.hstack([pictures.captioned(*overlay) for overlay in overlays])
         cells += [
@@ -238,40 +271,33 @@ def show(plugin: Plugin, image: np.ndarray, requests: list[Request]) -> None:
     print(f"\nPictures are in {OUTPUT}; all.png has them all.")
 
 
-def _found(output: Any) -> Found:
-    count = len(output.get_class_names()) - 1
-    scores = re.findall(r"\d\.\d{3}", output.description.rpartition("score")[2])
-    return Found(output, output.get_colors()[1:], [float(score) for score in scores[:count]])
+def _listed(found: Sequence[Found]) -> str:
+    return " ".join(f"{one.score:.3f}" for one in found) or "nothing found"
 
 
-def _listed(scores: Sequence[float]) -> str:
-    return " ".join(f"{score:.3f}" for score in scores) or "nothing found"
-
-
-def _agreement(outputs: Sequence[Found], request: Request) -> float:
+def _agreement(found: Sequence[Found], request: Request) -> float:
     """IoU of each true region with the mask that is most like it; the mean over regions, or over masks if more."""
-    ious = np.array(
-        [[iou(mask, region.mask) for region in request.truth] for found in outputs for mask in masks_of(found.output)]
-    )
+    ious = np.array([[iou(one.mask, region.mask) for region in request.truth] for one in found])
     if not ious.size:
         return 0.0
     return float(ious.max(axis=0).sum() / (len(request.truth) if request.gives_candidates else max(ious.shape)))
 
 
-def _overlays(image: np.ndarray, request: Request, outputs: Sequence[Found]) -> list[tuple[np.ndarray, str, str]]:
+def _overlays(image: np.ndarray, request: Request, found: Sequence[Found]) -> list[tuple[np.ndarray, str, str]]:
     """A picture of the masks, its title and their scores; for candidates a picture of each."""
     height, width = image.shape[:2]
     prompt = request.settings.prompt()
     overlays = []
-    for shown in [[output] for output in outputs] if request.gives_candidates else [outputs]:
+    for shown in [[one] for one in found] if request.gives_candidates else [found]:
         picture = image.copy()
-        for found in shown:
-            for mask, colour in zip(masks_of(found.output), found.colours, strict=True):
-                pictures.tint(picture, mask, colour)
+        for one in shown:
+            pictures.tint(picture, one.mask, one.colour)
+        if prompt and prompt.boxes:
+            labels = prompt.box_labels if isinstance(prompt, ConceptPrompt) else ()
+            pictures.draw_boxes(picture, prompt.clipped(width, height).boxes, labels)
         if isinstance(prompt, GeometricPrompt):
-            inside = prompt.clipped(width, height)
-            pictures.draw_prompt(picture, inside.boxes, inside.points, inside.point_labels)
-        overlays.append((picture, request.title, _listed([score for found in shown for score in found.scores])))
+            pictures.draw_points(picture, prompt.points, prompt.point_labels)
+        overlays.append((picture, request.title, _listed(shown)))
     return overlays
 
 

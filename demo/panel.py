@@ -15,17 +15,13 @@ from typing import Any
 from .plugin import PLUGIN, register_checkout
 
 OUTPUT = Path(__file__).resolve().parent / "output"
-SIZE = 460, 470  # of the pictures, in pixels
+SIZE = 460, 510  # of the pictures, in pixels
 
 FILLED = {
-    "input_text": "shoe",
-    "confidence_threshold": "0.3",
     "input_box": "[[425, 600, 700, 875]]",
     "input_point": "[[575, 750]]",
     "input_point_label": "[0]",
     "multimask_output": "True",
-    "input_size_percent": "50",
-    "model_input_size": "672",
     "model_weight_file": "/home/me/sam3.pt",
 }
 MALFORMED = {"input_box": "[[425, 600, 700", "input_point": "[[500, 375], [1125, 625]]", "input_point_label": "[1]"}

@@ -17,7 +17,8 @@ from sam3_engine.images import as_rgb8, pixels_of
 
 CAPTION_HEIGHT, CAPTION_MARGIN = 28, 6
 CAPTION_FONT = (cv2.FONT_HERSHEY_SIMPLEX, 0.5)
-FOREGROUND_COLOUR, BACKGROUND_COLOUR, BOX_COLOUR = (60, 200, 60), (230, 40, 40), (20, 20, 20)
+BOX_COLOUR = (20, 20, 20)
+_LABEL_COLOURS = {1: (60, 200, 60), 0: (230, 40, 40)}
 
 Colour = Sequence[int]  # RGB, 0..255
 
@@ -31,22 +32,22 @@ def tint(picture: np.ndarray, mask: np.ndarray, colour: Colour) -> None:
     cv2.drawContours(picture, outlines, -1, tuple(int(channel * 0.6) for channel in colour), pen, cv2.LINE_AA)
 
 
-def draw_prompt(
-    picture: np.ndarray,
-    boxes: Sequence[Sequence[float]] = (),
-    points: Sequence[Sequence[float]] = (),
-    labels: Sequence[int] = (),
-) -> None:
-    """Draw boxes x1, y1, x2, y2 and points x, y with their labels (green 1, red 0), in pixels, in place."""
+def draw_boxes(picture: np.ndarray, boxes: Sequence[Sequence[float]], labels: Sequence[int] = ()) -> None:
+    """Draw boxes x1, y1, x2, y2 in pixels, in place; those with labels are green (1) or red (0)."""
     pen = _pen(picture)
-    for x1, y1, x2, y2 in boxes:
+    colours = [_LABEL_COLOURS[label] for label in labels] or [BOX_COLOUR] * len(boxes)
+    for (x1, y1, x2, y2), colour in zip(boxes, colours, strict=True):
         corners = (round(x1), round(y1)), (round(x2), round(y2))
         cv2.rectangle(picture, *corners, (255, 255, 255), 4 * pen, cv2.LINE_AA)
-        cv2.rectangle(picture, *corners, BOX_COLOUR, 2 * pen, cv2.LINE_AA)
+        cv2.rectangle(picture, *corners, colour, 2 * pen, cv2.LINE_AA)
+
+
+def draw_points(picture: np.ndarray, points: Sequence[Sequence[float]], labels: Sequence[int]) -> None:
+    """Draw points x, y in pixels, in place, green (1) or red (0) as their labels are."""
+    pen = _pen(picture)
     for (x, y), label in zip(points, labels, strict=True):
         cv2.circle(picture, (round(x), round(y)), 7 * pen, (255, 255, 255), -1, cv2.LINE_AA)
-        colour = FOREGROUND_COLOUR if label else BACKGROUND_COLOUR
-        cv2.circle(picture, (round(x), round(y)), 5 * pen, colour, -1, cv2.LINE_AA)
+        cv2.circle(picture, (round(x), round(y)), 5 * pen, _LABEL_COLOURS[label], -1, cv2.LINE_AA)
 
 
 def _pen(picture: np.ndarray) -> int:

@@ -80,8 +80,8 @@ def _downloaded(beside_the_plugin: Path) -> Path:
 
     logger.info("Downloading %s from %s (3.45 GB, once).", FILE_NAME, REPOSITORY)
     place_by_hand = (
-        f"Or put the file {FILE_NAME} of https://huggingface.co/{REPOSITORY} at {beside_the_plugin}, "
-        "or name its path in the parameter model_weight_file."
+        f"Or put the file {FILE_NAME} at {beside_the_plugin}, or name its path in the parameter model_weight_file; "
+        f"it is to be had at https://huggingface.co/{REPOSITORY}."
     )
     try:
         return Path(hf_hub_download(REPOSITORY, FILE_NAME))
