@@ -68,27 +68,27 @@ class SegmentOutputs:
         """One mask that numbers the instances of all concepts."""
         from .sam3_engine.segments import MOST_IN_A_MAP, best, label_map
 
-        shown = best(segments, MOST_IN_A_MAP)
+        in_map = best(segments, MOST_IN_A_MAP)
+        shown = [segments[index] for index in in_map]
         if len(shown) < len(segments):
             logger.warning(
                 "%d instances were found, more than a mask can number: it has the best %d.", len(segments), len(shown)
             )
-        colour_of = dict(zip(map(id, segments), colours, strict=True))
         self._set_mask_count(1)
         self._fill(
             1,
             label_map(shown, width, height),
             _numbered(segment.label for segment in shown),
-            [colour_of[id(segment)] for segment in shown],
+            [colours[index] for index in in_map],
             _description(prompt, shown),
         )
 
     def _write_outlines(self, prompt, segments, colours):
         """One mask per object and candidate."""
-        boxes = max(1, len(prompt.boxes))
-        candidates = len(segments) // boxes
         from .sam3_engine.segments import masks_of
 
+        boxes = max(1, len(prompt.boxes))
+        candidates = len(segments) // boxes
         self._set_mask_count(len(segments))
         for index, (segment, colour, mask) in enumerate(zip(segments, colours, masks_of(segments), strict=True)):
             description = segment.label

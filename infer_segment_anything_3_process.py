@@ -190,11 +190,13 @@ class InferSegmentAnything3Factory(dataprocess.CTaskFactory):
     def __init__(self):
         dataprocess.CTaskFactory.__init__(self)
         self.info.name = "infer_segment_anything_3"
-        self.info.short_description = "Segment Anything Model 3: masks of what a text, points or boxes ask for."
+        self.info.short_description = (
+            "Segment Anything Model 3: masks of what texts, examples, points or boxes ask for."
+        )
         self.info.description = (
-            "Inference for the Segment Anything Model 3 (SAM 3). A text prompt such as 'shoe' finds every instance of "
-            "a concept; points and boxes outline one object, or one per box. The weights are gated: request access at "
-            "https://huggingface.co/facebook/sam3 and log in with `hf auth login`."
+            "Inference for the Segment Anything Model 3 (SAM 3). Text prompts such as 'shoe', or example boxes, find "
+            "every instance of a concept; points and boxes outline one object, or one per box. The weights are gated: "
+            "request access at https://huggingface.co/facebook/sam3 and log in with `hf auth login`."
         )
         self.info.path = "Plugins/Python/Segmentation"
         self.info.version = "1.0.0"
@@ -210,7 +212,7 @@ class InferSegmentAnything3Factory(dataprocess.CTaskFactory):
         self.info.documentation_link = "https://ai.meta.com/sam3"
         self.info.repository = "https://github.com/Ikomia-hub/infer_segment_anything_3"
         self.info.original_repository = "https://github.com/facebookresearch/sam3"
-        self.info.keywords = "SAM 3, segment anything, promptable, concept, text, point, box, zero-shot, Meta"
+        self.info.keywords = "SAM 3, segment anything, promptable, concept, text, exemplar, point, box, zero-shot, Meta"
         self.info.algo_type = core.AlgoType.INFER
         self.info.algo_tasks = "SEMANTIC_SEGMENTATION"
         self.info.hardware_config.min_cpu = 4

@@ -109,8 +109,8 @@ class InferSegmentAnything3Widget(core.CWorkflowTaskWidget):
             "Input size",
             percent,
             lambda: str(percent.value()),
-            "The image is shrunk to this before it is segmented, which saves memory. Masks keep the image's size,\n"
-            "and coordinates are always those of the whole image.",
+            "The image is shrunk to this before it is segmented. Masks keep the image's size, and coordinates are\n"
+            "always those of the whole image.",
         )
         self._model_input_size(grid)
         self._model_weight_file(grid)

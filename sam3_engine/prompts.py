@@ -32,8 +32,6 @@ logger = logging.getLogger(__name__)
 
 UNNAMED = "object"  # the label of what no phrase names
 
-_NOTHING_TYPED = ("", "[]", "()")
-
 
 @dataclass(frozen=True)
 class ConceptPrompt:
@@ -164,8 +162,8 @@ def choose_prompt(
         unused = [
             name
             for name, given in (
-                ("input_box", not concepts.boxes and input_box.strip() not in _NOTHING_TYPED),
-                ("input_point", input_point.strip() not in _NOTHING_TYPED),
+                ("input_box", not concepts.boxes and not _blank(input_box)),
+                ("input_point", not _blank(input_point)),
                 ("what is drawn", drawn and not concepts.drawn),
                 ("what is drawn beside rectangles", drawn and drawn.points and concepts.drawn),
             )
@@ -208,8 +206,8 @@ def prompt_errors(
         lambda: parse_points(input_point),
         lambda: parse_point_labels(input_point_label),
         # does it go together? labels may be those of what is going to be drawn
-        lambda: input_point.strip() in _NOTHING_TYPED or _geometric_prompt("", input_point, input_point_label),
-        lambda: input_box.strip() in _NOTHING_TYPED or _concept_prompt(input_text, input_box, input_box_label),
+        lambda: (_blank(input_box) and _blank(input_point)) or _geometric_prompt("", input_point, input_point_label),
+        lambda: _blank(input_box) or _concept_prompt(input_text, input_box, input_box_label),
     ):
         try:
             parse()
@@ -227,6 +225,10 @@ def drawn_prompt(rectangles: Sequence[Box], points: Sequence[Point]) -> Geometri
     """
     label = BACKGROUND if rectangles else FOREGROUND
     return GeometricPrompt(tuple(rectangles), tuple(points), (label,) * len(points), drawn=True)
+
+
+def _blank(text: str) -> bool:
+    return text.strip() in ("", "[]", "()")
 
 
 def _concept_prompt(

@@ -99,9 +99,9 @@ def bounding_box(mask: np.ndarray) -> Box:
     return (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
 
 
-def best(segments: Sequence[Segment], count: int) -> list[Segment]:
-    """The ``count`` segments of highest score, all if they are fewer, in the order in which they come."""
-    return [segments[index] for index in sorted(_by_falling_score(segments)[:count])]
+def best(segments: Sequence[Segment], count: int) -> list[int]:
+    """Indices of the ``count`` segments of highest score, all if they are fewer, in the order in which they come."""
+    return sorted(_by_falling_score(segments)[:count])
 
 
 def without_duplicates(segments: Sequence[Segment], iou_threshold: float) -> list[Segment]:

@@ -873,6 +873,8 @@ MALFORMED_TOGETHER = [
     ({"input_point": "[1, 2]", "input_point_label": "[1, 0]"}, {"input_point_label": "2 label(s) for 1 point(s)"}),
     ({"input_point": "[1, 2", "input_point_label": "[1, 0]"}, {"input_point": "cannot be read"}),
     ({"input_point_label": "1"}, {}),  # of a point that is going to be drawn
+    ({"input_box": "[1, 2, 3, 4]", "input_point_label": "1"}, {"input_point_label": "1 label(s) for 0 point(s)"}),
+    ({"input_box": "[1, 2", "input_point_label": "1"}, {"input_box": "read", "input_point_label": "for 0 point(s)"}),
     ({"input_text": "x" * 1001, "input_box": "[]"}, {"input_text": "at most 1000 characters"}),
     ({"input_text": "[shoe]"}, {"input_text": "cannot be read"}),
     ({"input_text": '["shoe", "hat"]', "input_box": "[1, 2, 3, 4]"}, {}),

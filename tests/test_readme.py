@@ -12,6 +12,7 @@ import ikomia.utils.http
 import numpy as np
 import pytest
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
+from ikomia import dataprocess
 from ikomia.dataprocess.workflow import Workflow
 from PIL import Image
 from sklearn.datasets import load_sample_image
@@ -24,8 +25,16 @@ ENGINE_README = (REPOSITORY / "sam3_engine" / "README.md").read_text(encoding="u
 SECTIONS = dict(re.findall(r"^##+ (.+?)\n(.*?)(?=^## |^### |\Z)", README, re.DOTALL | re.MULTILINE))
 SECTIONS["the engine's README"] = ENGINE_README
 TRUCK = (1800, 1200)  # width and height of the picture that the examples' coordinates are for
-WHOLE_EXAMPLES = ["Use with the Ikomia API", "Text", "Outputs", "the engine's README"]
-MASKS_OF_SNIPPETS = {
+OUTPUTS_OF_WHOLE_EXAMPLES = {
+    "Use with the Ikomia API": 2,
+    "Text": 2,
+    "Outputs": 2,
+    "Objects": 3,
+    "the engine's README": 0,
+}
+OUTPUTS_OF_SNIPPETS = {
+    "Several texts": 2,
+    "Example boxes": 1,
     "A single point": 3,
     "Several points": 1,
     "A box": 1,
@@ -58,32 +67,34 @@ def readers_machine(small_checkpoint, plugins_directory, tmp_path, monkeypatch):
     return picture
 
 
-@pytest.mark.parametrize("section", WHOLE_EXAMPLES)
+@pytest.mark.parametrize("section", OUTPUTS_OF_WHOLE_EXAMPLES)
 def test_whole_examples_run(readers_machine, section):
     assert blocks(section)
     for code in blocks(section):
         namespace = {}
         exec(compile(code, f"README.md, {section}", "exec"), namespace)
         if "algo" in namespace:
-            assert len(namespace["algo"].get_outputs()) == 2
+            assert len(namespace["algo"].get_outputs()) == OUTPUTS_OF_WHOLE_EXAMPLES[section]
             assert namespace["algo"].get_output(1).get_mask().shape == TRUCK[::-1]
 
 
 def test_every_python_block_is_tried():
-    tried = sum(len(blocks(section)) for section in [*WHOLE_EXAMPLES, *MASKS_OF_SNIPPETS])
+    tried = sum(len(blocks(section)) for section in [*OUTPUTS_OF_WHOLE_EXAMPLES, *OUTPUTS_OF_SNIPPETS])
     assert tried == (README + ENGINE_README).count("```python")
 
 
-@pytest.mark.parametrize("section", MASKS_OF_SNIPPETS)
+@pytest.mark.parametrize("section", OUTPUTS_OF_SNIPPETS)
 def test_snippets_of_prompts_run(readers_machine, section):
-    (code,) = blocks(section)
-    workflow = Workflow()
-    algorithm = workflow.add_task(name=PLUGIN, auto_connect=True)
-    exec(compile(code, f"README.md, {section}", "exec"), {"algo": algorithm})
-    workflow.run_on(array=cv2.imread(str(readers_machine)))
-    masks = algorithm.get_outputs()[1:]
-    assert len(masks) == MASKS_OF_SNIPPETS[section]
-    assert all(mask.get_mask().shape == TRUCK[::-1] for mask in masks)
+    for code in blocks(section):
+        workflow = Workflow()
+        algorithm = workflow.add_task(name=PLUGIN, auto_connect=True)
+        exec(compile(code, f"README.md, {section}", "exec"), {"algo": algorithm})
+        workflow.run_on(array=cv2.imread(str(readers_machine)))
+        outputs = algorithm.get_outputs()[1:]
+        assert len(outputs) == OUTPUTS_OF_SNIPPETS[section]
+        masks = [output.get_mask() for output in outputs if isinstance(output, dataprocess.CSemanticSegmentationIO)]
+        assert all(mask.shape == TRUCK[::-1] for mask in masks)
+        assert len(masks) == len(outputs) - ("instance_output" in code)
 
 
 def test_the_table_of_parameters_is_complete(algorithm):

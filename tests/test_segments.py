@@ -136,8 +136,8 @@ def test_of_equal_ones_the_earlier_is_on_top():
 
 def test_the_best_stay_in_their_order():
     segments = [scored("nothing", score) for score in (0.5, 0.9, 0.1, 0.5, 0.7, 0.5)]
-    assert best(segments, 4) == [segments[index] for index in (0, 1, 3, 4)]
-    assert best(segments, 6) == best(segments, 99) == segments
+    assert best(segments, 4) == [0, 1, 3, 4]
+    assert best(segments, 6) == best(segments, 99) == list(range(6))
     assert best([], 5) == []
 
 
