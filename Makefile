@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV = .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: help demo pictures test test-fast test-install lint format bench package clean
+.PHONY: help demo pictures test test-fast test-install lint format bench soak package clean
 
 help:            ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s%s\n", $$1, $$2}' Makefile
@@ -44,6 +44,9 @@ format: $(VENV)/ready  ## bring the code into shape
 
 bench: $(VENV)/ready  ## the table of benchmarks/RESULTS.md: loading, encoding, prompting against direct use of sam3
 	$(RUN) -m benchmarks --output benchmarks/RESULTS.md
+
+soak: $(VENV)/ready  ## 2,000 runs by random prompts, good and bad: does memory grow, do files, threads or times?
+	$(RUN) -m benchmarks.soak
 
 package:         ## the zip for the Ikomia HUB, of what is committed
 	mkdir -p dist

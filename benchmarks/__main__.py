@@ -36,14 +36,16 @@ def main() -> None:
     arguments = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
-        small = Path(folder) / "small_random.pt"
-        write_random_checkpoint(small, SMALL, seed=47)
-        checkpoint = small if arguments.small else full_size_checkpoint()
+        if arguments.small:
+            checkpoint = Path(folder) / "small_random.pt"
+            write_random_checkpoint(checkpoint, SMALL, seed=47)
+        else:
+            checkpoint = full_size_checkpoint()
         _into_file_cache(checkpoint)
         device = torch.device("cuda" if arguments.cuda else "cpu")
         setup = Setup(checkpoint, not arguments.small, device, arguments.repeat)
         lines = []
-        for line in itertools.chain(_heading(setup), map(str, _rows(setup, small, arguments.runs))):
+        for line in itertools.chain(_heading(setup), map(str, _rows(setup, arguments.runs))):
             print(line, flush=True)
             lines.append(line)
     if arguments.output:
@@ -66,13 +68,13 @@ def _heading(setup: Setup) -> Iterator[str]:
     yield HEADER
 
 
-def _rows(setup: Setup, small: Path, runs: int) -> Iterator[Row]:
+def _rows(setup: Setup, runs: int) -> Iterator[Row]:
     """All rows; the targets are for SAM 3's own sizes."""
-    for row in _measured(setup, small, runs):
+    for row in _measured(setup, runs):
         yield row if setup.full_size else dataclasses.replace(row, target="", met=None)
 
 
-def _measured(setup: Setup, small: Path, runs: int) -> Iterator[Row]:
+def _measured(setup: Setup, runs: int) -> Iterator[Row]:
     yield from encoding_rows(setup)
     yield from prompt_rows(setup)
     if setup.device.type == "cpu":
@@ -81,7 +83,7 @@ def _measured(setup: Setup, small: Path, runs: int) -> Iterator[Row]:
         yield from reuse_rows(setup)
         yield from outside_rows(setup)
         yield from memory_rows(setup)
-        yield from long_series_rows(small, runs)
+        yield from long_series_rows(runs)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import json
 import statistics
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -18,6 +17,7 @@ from ikomia.dataprocess.workflow import Workflow
 from benchmarks.discs import MANY, answering_discs, discs
 from benchmarks.report import Row, in_megabytes, in_seconds
 from benchmarks.setup import BOX, HEIGHT, POINT, WIDTH, Setup
+from benchmarks.soak import Soaked
 from benchmarks.timing import in_turn, last_line_of, seconds_of, watching
 from demo.plugin import PLUGIN, Plugin
 from sam3_engine.segments import Segment, without_duplicates
@@ -136,16 +136,14 @@ def memory_rows(setup: Setup) -> Iterator[Row]:
     )
 
 
-def long_series_rows(checkpoint: Path, runs: int) -> Iterator[Row]:
+def long_series_rows(runs: int) -> Iterator[Row]:
     """Memory over many runs with changing prompts and pictures, on a network of small sizes."""
-    sizes = json.loads(last_line_of("benchmarks.series", checkpoint, runs))
-    tenth = runs // 10
-    early, late = (statistics.median(part) for part in (sizes[tenth : 2 * tenth], sizes[-tenth:]))
+    soaked = Soaked(**json.loads(last_line_of("benchmarks.soak", "--runs", runs, "--json")))
     yield Row(
         f"{runs:,} runs, small network",
-        in_megabytes(late),
-        f"after {2 * tenth} runs: {in_megabytes(early)}",
-        f"{(late - early) / 1e6:+.0f} MB",
+        in_megabytes(soaked.memory[-1]),
+        f"the second tenth of them: {in_megabytes(soaked.memory[-1] - soaked.growth)}",
+        f"{soaked.growth / 1e6:+.0f} MB",
         "≤ +20 MB",
-        late - early <= 20e6,
+        soaked.growth <= 20e6,
     )

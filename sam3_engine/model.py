@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import threading
 import warnings
 import weakref
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -27,6 +28,7 @@ with importing_sam3():
 __all__ = [
     "Architecture",
     "CheckpointError",
+    "DeviceMemoryError",
     "Model",
     "Sam3Image",
     "build_network",
@@ -40,6 +42,8 @@ __all__ = [
 # Meta's file holds the image model and the interactive (video) model side by side under these prefixes
 _PREFIXES = {"detector.": "", "tracker.": "inst_interactive_predictor.model."}
 
+Result = TypeVar("Result")
+
 _IMAGES_KEPT = 2
 _PHRASES_KEPT = 64  # less than 0.2 MB each at SAM 3's size
 _RESIZED_KEPT = 2
@@ -51,6 +55,16 @@ class CheckpointError(ValueError):
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(
             f"{path} is not a usable SAM 3 checkpoint: {reason}. Expected Meta's sam3.pt or a file like it."
+        )
+
+
+class DeviceMemoryError(RuntimeError):
+    """The memory of the device did not suffice; the message says what takes less."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(
+            f"Not enough memory on {device}. Choose a smaller model_input_size, fewer boxes or phrases at once, or the "
+            "CPU (cuda = False), or close what else uses this memory."
         )
 
 
@@ -83,9 +97,43 @@ class Model:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """While the network runs: alone, in inference mode, in this model's precision, the host's state kept."""
+        """While the network runs: alone, in inference mode, in this model's precision, the host's state kept.
+
+        Raises:
+            RuntimeError: this process was forked from the one that loaded the model.
+        """
+        _refuse_forked_process()
         with self._running, inference(self.device, self.precision):
             yield
+
+    def run(self, work: Callable[[], Result], *kept: Recent[Any]) -> Result:
+        """What ``work`` makes while :meth:`running`; if memory runs out, it is tried once more with nothing kept.
+
+        Args:
+            work: uses the network.
+            kept: what is to be forgotten then, beside all that this model keeps.
+
+        Raises:
+            DeviceMemoryError: it ran out again.
+        """
+        for forget in (True, False):
+            try:
+                with self.running():
+                    return work()
+            except (MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+            # not in the except clause: until its end, the error holds what was being computed
+            if forget:
+                self._forget(kept)
+        raise DeviceMemoryError(self.device)
+
+    def _forget(self, others: Iterable[Recent[Any]]) -> None:
+        with self._running:
+            for kept in (self.embeddings, self.phrases, self.position_tables, *others):
+                kept.clear()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
 
     def network_at(self, resolution: int) -> Sam3Image:
         """The network for another input size. It shares its weights with the others: only tables are computed anew.
@@ -129,6 +177,7 @@ def shared_model(checkpoint: Path, device: torch.device) -> Model:
     Raises:
         CheckpointError: see :func:`load_model`.
     """
+    _refuse_forked_process()
     identity = model_identity(checkpoint, device)
     with _SHARED_LOCK:
         model = _SHARED.get(identity)
@@ -139,6 +188,21 @@ def shared_model(checkpoint: Path, device: torch.device) -> Model:
 
 _SHARED: weakref.WeakValueDictionary[tuple[Any, ...], Model] = weakref.WeakValueDictionary()
 _SHARED_LOCK = threading.Lock()
+_PROCESS = os.getpid()
+
+
+def _refuse_forked_process() -> None:
+    """Torch's threads, and locks that others hold, do not survive a fork: better an error than to wait for good."""
+    if os.getpid() != _PROCESS:
+        raise RuntimeError(
+            "This process was forked from one that had SAM 3 at work, which torch does not bear. Start processes by "
+            "'spawn' (multiprocessing.set_start_method), or before SAM 3 is first used."
+        )
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    # on a CPU torch raises a plain RuntimeError
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def model_identity(checkpoint: Path, device: torch.device) -> tuple[Any, ...]:

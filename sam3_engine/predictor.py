@@ -38,6 +38,16 @@ _ANSWERS_KEPT = 16  # for each image; at SAM 3's size 33 MB each in bfloat16, 66
 _NO_PHRASE = "visual"  # what SAM 3 was trained to read where only example boxes say what to find
 
 
+class WeightsDamagedError(ValueError):
+    """What the network answers is not a number."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The network answers NaN: the weights in its checkpoint are damaged. Download sam3.pt again, or name "
+            "another file in model_weight_file."
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class _Instances:
     """What the detector answered for a concept: all its queries, by falling score.
@@ -106,11 +116,11 @@ class Predictor:
 
         Raises:
             ImageError: the image cannot be segmented.
+            DeviceMemoryError: there is too little memory.
         """
         rgb = as_rgb8(pixels_of(image) if isinstance(image, PIL.Image.Image) else image)
         key = (content_digest(rgb), size_percent, self.resolution)
-        with self.model.running():
-            return self.model.embeddings.get(key, lambda: self._encode(rgb, size_percent))
+        return self.model.run(lambda: self.model.embeddings.get(key, lambda: self._encode(rgb, size_percent)))
 
     def _encode(self, rgb: np.ndarray, size_percent: int) -> ImageEmbedding:
         pixels = torch.from_numpy(rgb.copy()).permute(2, 0, 1)
@@ -148,16 +158,21 @@ class Predictor:
 
         Raises:
             PromptError: the prompt is empty, or cannot be used on this image: see its ``clipped``.
+            WeightsDamagedError: the network's answer is none.
+            DeviceMemoryError: there is too little memory.
         """
         if not prompt:
             raise PromptError("prompt", prompt, "there is nothing to segment; expected a phrase, a box or a point")
         inside = prompt.clipped(embedding.width, embedding.height)
         relative = inside.scaled(1 / embedding.width, 1 / embedding.height)
-        with self.model.running():
+
+        def answer() -> list[Segment]:
             if isinstance(relative, GeometricPrompt):
                 return list(self._outline_objects(embedding, relative, multimask))
             found = self._find_instances(embedding, relative, confidence_threshold)
             return without_duplicates(list(found), iou_threshold)
+
+        return self.model.run(answer, embedding.answers)
 
     def _find_instances(
         self, embedding: ImageEmbedding, relative: ConceptPrompt, threshold: float
@@ -194,6 +209,8 @@ class Predictor:
         # scored as in Sam3Processor, for a batch of one; float32, or torch would round the threshold to bfloat16
         presence = outputs["presence_logit_dec"].sigmoid().unsqueeze(1)
         scores = (outputs["pred_logits"].sigmoid() * presence)[0, :, 0].float()
+        if scores.isnan().any() or outputs["pred_masks"].isnan().any():
+            raise WeightsDamagedError
         order = scores.argsort(descending=True, stable=True)
         size = torch.tensor([embedding.width, embedding.height] * 2, device=device)
         boxes = outputs["pred_boxes_xyxy"][0, order].float().clamp(0, 1) * size
@@ -220,6 +237,8 @@ class Predictor:
                 return_logits=True,
                 normalize_coords=False,
             )
+            if np.isnan(mask_logits).any() or np.isnan(scores).any():
+                raise WeightsDamagedError
             objects = max(1, len(boxes))
             candidates = zip(
                 # back where they came from: they are smaller than the masks that are made of them there

@@ -22,7 +22,7 @@ def test_a_small_network_gives_every_row_that_needs_no_full_size_one(monkeypatch
     for fact in ("Machine: ", "Versions: Python ", "Date: ", "Network: small sizes"):
         assert f"- {fact}" in written
     rows = re.findall(r"^\| (.+?) \| .* \|  \|  \|$", written, re.MULTILINE)  # the targets are for the full size
-    assert len(rows) == len(set(rows)) == 18
+    assert len(rows) == len(set(rows)) == 19
     assert "| 0 loads, 1 encoding |" in written
     assert re.search(r"^\| 8 runs with other parameters \| 0 loads \|", written, re.MULTILINE)
 

@@ -11,6 +11,7 @@ import httpx
 import ikomia.utils.http
 import numpy as np
 import pytest
+import torch
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 from ikomia import dataprocess
 from ikomia.dataprocess.workflow import Workflow
@@ -18,6 +19,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from demo.plugin import PLUGIN, REPOSITORY, Plugin
+from sam3_engine.model import DeviceMemoryError
 from sam3_engine.weights import WeightsError, find_checkpoint
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -135,12 +137,13 @@ def reported(small_checkpoint, monkeypatch, tmp_path, caplog):
         with pytest.raises(WeightsError) as caught:
             find_checkpoint("", tmp_path)
         told.append(str(caught.value))
+    told.append(str(DeviceMemoryError(torch.device("cuda", 0))))
     return told + [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
 
 def test_every_message_of_troubleshooting_is_a_real_one(reported):
     quoted = re.findall(r"^\| `(.*?)` \|", SECTIONS["Troubleshooting"], re.MULTILINE)
-    assert len(quoted) == len(TROUBLE) + 2
+    assert len(quoted) == len(TROUBLE) + 3
     for message in quoted:
         pattern = ".*".join(map(re.escape, message.split("...")))
         assert any(re.fullmatch(pattern, text) for text in reported), (message, reported)

@@ -1,0 +1,223 @@
+"""What goes wrong around the network ends in a clear error, and leaves a plugin that works."""
+
+import multiprocessing
+import os
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from demo.plugin import Plugin
+from sam3_engine.model import DeviceMemoryError, load_model, shared_model
+from sam3_engine.predictor import Predictor, WeightsDamagedError
+from sam3_engine.prompts import ConceptPrompt, GeometricPrompt
+
+CPU = torch.device("cpu")
+PROMPTS = {
+    "phrase": ConceptPrompt(("shoe",)),
+    "examples": ConceptPrompt(boxes=((60.0, 80.0, 300.0, 330.0),), box_labels=(1,)),
+    "box": GeometricPrompt(boxes=((60.0, 80.0, 300.0, 330.0),)),
+}
+OUT_OF_MEMORY = {
+    "GPU": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "CPU": RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried ..."
+    ),
+    "numpy": MemoryError("Unable to allocate 2.00 GiB for an array"),
+}
+
+
+@pytest.fixture
+def predictor(small_checkpoint):
+    return Predictor(load_model(small_checkpoint, CPU))
+
+
+def answer(predictor, prompt, image):
+    found = predictor.segment(predictor.encode_image(image), prompt, confidence_threshold=0)
+    return [(segment.score, segment.mask.tobytes()) for segment in found]
+
+
+def failing(times, error, original):
+    """``original``, but the first calls end in ``error``."""
+    calls = []
+
+    def call(*arguments, **options):
+        calls.append(1)
+        if len(calls) <= times:
+            raise error
+        return original(*arguments, **options)
+
+    call.calls = calls
+    return call
+
+
+@pytest.fixture
+def places(predictor):
+    """Where an error may come from: the encoder and the two heads."""
+    network = predictor.model.network
+    return {
+        "encoder": (network.backbone, "forward_image"),
+        "detector": (network, "forward_grounding"),
+        "mask decoder": (network.inst_interactive_predictor.model.sam_mask_decoder, "forward"),
+    }
+
+
+# --- memory
+
+
+@pytest.mark.parametrize("device", OUT_OF_MEMORY)
+@pytest.mark.parametrize(("place", "prompt"), [("encoder", "box"), ("detector", "phrase"), ("mask decoder", "box")])
+def test_where_memory_runs_out_the_images_that_are_kept_make_room(
+    predictor, places, photograph, monkeypatch, place, prompt, device
+):
+    wanted = answer(predictor, PROMPTS[prompt], photograph)
+    others = [photograph[::-1], photograph[:, ::-1]]
+    for image in others:
+        predictor.encode_image(image)
+    part, method = places[place]
+    call = failing(1, OUT_OF_MEMORY[device], getattr(part, method))
+    with monkeypatch.context() as patched:
+        patched.setattr(part, method, call)
+        assert answer(predictor, PROMPTS[prompt], photograph) == wanted
+    assert len(call.calls) == 2
+    encoded = failing(0, None, predictor.model.network.backbone.forward_image)
+    monkeypatch.setattr(predictor.model.network.backbone, "forward_image", encoded)
+    predictor.encode_image(others[1])
+    assert len(encoded.calls) == 1  # it had been dropped
+
+
+@pytest.mark.parametrize("device", OUT_OF_MEMORY)
+@pytest.mark.parametrize(("place", "prompt"), [("encoder", "box"), ("detector", "phrase"), ("mask decoder", "box")])
+def test_where_it_runs_out_again_an_error_says_what_takes_less(
+    predictor, places, photograph, monkeypatch, place, prompt, device
+):
+    wanted = answer(predictor, PROMPTS[prompt], photograph)
+    predictor.model.embeddings.clear()
+    part, method = places[place]
+    call = failing(99, OUT_OF_MEMORY[device], getattr(part, method))
+    with monkeypatch.context() as patched:
+        patched.setattr(part, method, call)
+        with pytest.raises(DeviceMemoryError, match="Not enough memory on cpu. Choose a smaller model_input_size"):
+            answer(predictor, PROMPTS[prompt], photograph)
+    assert len(call.calls) == 2
+    assert answer(predictor, PROMPTS[prompt], photograph) == wanted
+
+
+def test_other_errors_are_not_tried_again(predictor, places, photograph, monkeypatch):
+    part, method = places["encoder"]
+    call = failing(99, RuntimeError("something else"), getattr(part, method))
+    monkeypatch.setattr(part, method, call)
+    with pytest.raises(RuntimeError, match="something else"):
+        predictor.encode_image(photograph)
+    assert len(call.calls) == 1
+
+
+# --- interruptions and errors within the network
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(), ZeroDivisionError("within the network")])
+@pytest.mark.parametrize(("place", "prompt"), [("encoder", "box"), ("detector", "examples"), ("mask decoder", "box")])
+def test_an_interrupted_run_leaves_the_model_usable_by_every_thread(
+    predictor, places, photograph, monkeypatch, place, prompt, error
+):
+    wanted = answer(predictor, PROMPTS[prompt], photograph)
+    predictor.model.embeddings.clear()
+    part, method = places[place]
+    with monkeypatch.context() as patched:
+        patched.setattr(part, method, failing(99, error, getattr(part, method)))
+        with pytest.raises(type(error)):
+            answer(predictor, PROMPTS[prompt], photograph)
+    found = []
+    thread = threading.Thread(target=lambda: found.append(answer(predictor, PROMPTS[prompt], photograph)))
+    thread.start()
+    thread.join(60)
+    assert found == [wanted]
+
+
+def test_an_interrupted_run_of_the_plugin_leaves_no_mask(small_checkpoint, photograph, monkeypatch):
+    plugin = Plugin(model_weight_file=small_checkpoint, cuda=False)
+    boxes = [[60, 80, 300, 330], [5, 5, 635, 420]]
+    wanted = [output.get_mask() for output in plugin.segment(photograph, input_box=boxes)]
+    outputs = plugin.algorithm._outputs
+    with monkeypatch.context() as patched:
+        patched.setattr(outputs, "_fill", failing(1, KeyboardInterrupt(), outputs._fill))
+        with pytest.raises((KeyboardInterrupt, RuntimeError)):
+            plugin.segment(photograph, input_box=boxes, instance_output=True)
+    assert [output.is_data_available() for output in plugin.algorithm.get_outputs()[1:]] == [False]
+    again = [output.get_mask() for output in plugin.segment(photograph, input_box=boxes)]
+    assert all(np.array_equal(mask, one) for mask, one in zip(again, wanted, strict=True))
+
+
+# --- weights that are none
+
+
+@pytest.mark.parametrize(
+    ("tensor", "prompts"),
+    [
+        ("detector.backbone.vision_backbone.trunk.patch_embed.proj.weight", ["phrase", "examples", "box"]),
+        ("detector.backbone.language_backbone.resizer.weight", ["phrase"]),
+        ("detector.geometry_encoder.label_embed.weight", ["examples"]),
+        ("tracker.sam_prompt_encoder.point_embeddings.2.weight", ["box"]),
+        ("tracker.sam_mask_decoder.iou_prediction_head.layers.2.bias", ["box"]),
+    ],
+)
+def test_nan_among_the_weights_is_an_error_and_no_empty_mask(small_checkpoint, photograph, tmp_path, tensor, prompts):
+    contents = torch.load(small_checkpoint, weights_only=True)
+    spoilt = contents["model"][tensor].clone()
+    spoilt.view(-1)[-1] = torch.nan
+    path = tmp_path / "spoilt.pt"
+    torch.save({**contents, "model": {**contents["model"], tensor: spoilt}}, path)
+    predictor = Predictor(load_model(path, CPU))
+    for prompt in prompts:
+        for _ in range(2):
+            with pytest.raises(WeightsDamagedError, match="name another file in model_weight_file"):
+                answer(predictor, PROMPTS[prompt], photograph)
+
+
+def test_a_checkpoint_that_is_replaced_while_in_use_is_another_model(small_checkpoint, photograph, tmp_path):
+    path = tmp_path / "weights.pt"
+    path.write_bytes(small_checkpoint.read_bytes())
+    plugin = Plugin(model_weight_file=path, cuda=False)
+    before = plugin.segment(photograph, input_point=[[210, 150]])[0].description
+    contents = torch.load(small_checkpoint, weights_only=True)
+    head = "tracker.sam_mask_decoder.iou_prediction_head.layers.2.bias"
+    other = {**contents["model"], head: contents["model"][head] + 0.5}
+    torch.save({**contents, "model": other}, tmp_path / "other.pt")
+    os.replace(tmp_path / "other.pt", path)  # noqa: PTH105
+    after = plugin.segment(photograph[::-1], input_point=[[210, 150]])[0].description
+    alone = Plugin(model_weight_file=path, cuda=False).segment(photograph[::-1], input_point=[[210, 150]])
+    assert after == alone[0].description
+    assert before != after
+
+
+# --- processes
+
+
+def _segment_in_child(predictor, checkpoint, image, answers):
+    for attempt in (
+        lambda: answer(predictor, PROMPTS["box"], image),
+        lambda: shared_model(checkpoint, CPU),
+    ):
+        try:
+            attempt()
+        except RuntimeError as error:
+            answers.put(str(error))
+        else:
+            answers.put("")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_process_says_why_it_does_not_work(predictor, small_checkpoint, photograph):
+    answer(predictor, PROMPTS["box"], photograph)
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    child = context.Process(target=_segment_in_child, args=(predictor, small_checkpoint, photograph, answers))
+    child.start()
+    said = [answers.get(timeout=60) for _ in range(2)]
+    child.join(60)
+    assert child.exitcode == 0
+    assert all("forked" in text and "spawn" in text for text in said)
+    assert answer(predictor, PROMPTS["box"], photograph)

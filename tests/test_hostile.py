@@ -1,0 +1,242 @@
+"""Wrong prompts, values, images and checkpoints through an Ikomia workflow: a clear error, and nothing left behind."""
+
+import itertools
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from demo.plugin import Plugin
+
+HEIGHT, WIDTH = 60, 80
+GOOD = {"input_box": [[5, 5, 40, 50]], "instance_output": True}
+LONG = 100_000
+
+NOT_LISTS = [
+    "[[1, 2",
+    "shoe",
+    "{}",
+    "null",
+    "true",
+    "NaN",
+    "[[1, 2], [3",
+    "\x00",
+    "[[\x00]]",
+    "[" * 5000,
+    "1e999",
+    "🙂",
+]
+NOT_NUMBERS = ["true", "null", '"5"', "NaN", "Infinity", "1e999", "[1]", "{}", "9" * 400, "0x10", "١٢"]
+
+WRONG_BOXES = [
+    *NOT_LISTS,
+    *(f"[[1, 2, 3, {item}]]" for item in NOT_NUMBERS),
+    *("[[1, 2, 3]]", "[[1, 2, 3, 4, 5]]", "[[[1, 2, 3, 4]]]", "[1, [2], 3, 4]", "[[], [1, 2, 3, 4]]", "5", "[5]"),
+    *("[[40, 5, 5, 50]]", "[[5, 50, 40, 5]]", "[[5, 5, 5, 50]]", "[[5, 5, 40, 5]]", "[[0, 0, 0, 0]]"),
+    *("[[80, 0, 90, 10]]", "[[0, 60, 10, 70]]", "[[-9, -9, 0, 0]]", "[[1e300, 1e300, 1.5e300, 1.5e300]]"),
+    "[" + "[1, 2, 3, 4], " * 5000 + "[1, 2, 3]]",
+    "[[1, 2, 3, 4], " * 5000,
+]
+WRONG_POINTS = [
+    *NOT_LISTS,
+    *(f"[[1, {item}]]" for item in NOT_NUMBERS),
+    *("[[1]]", "[[1, 2, 3]]", "[[[1, 2]]]", "[1, [2]]", "5", "[5]", "[[], [1, 2]]"),
+    *("[[80, 5]]", "[[5, 60]]", "[[-1, 5]]", "[[5, -0.5]]", "[[1e300, 5]]", "[[5, 5], [5, 500]]"),
+]
+WRONG_POINT_LABELS = [
+    *(text for text in NOT_LISTS if text not in ("[]",)),
+    *(f"[{item}]" for item in NOT_NUMBERS if item not in ("[1]",)),
+    *("2", "[2]", "[-1]", "[0.5]", "[1, 1]", "[[1]]", "[" + "1, " * 5000 + "1]"),
+]
+WRONG_TEXTS = [
+    "x" * 1001,
+    "x " * LONG,
+    *("[shoe]", '["shoe"', '["shoe", 5]', '["shoe", ""]', '["shoe", null]', '[["shoe"]]', "[1, 2]", "['a', b'b']"),
+    *("[" * LONG, str(["x" * 1001]), "[\x00]", "(1, 2)", "('a', 5)"),
+]
+WRONG_PROMPTS = [
+    *({"input_box": text} for text in WRONG_BOXES),
+    *({"input_point": text} for text in WRONG_POINTS),
+    *({"input_point_label": text, "input_point": "[[5, 5]]"} for text in WRONG_POINT_LABELS),
+    *({"input_box_label": text, "input_box": "[[5, 5, 40, 50]]"} for text in WRONG_POINT_LABELS),
+    *({"input_text": text} for text in WRONG_TEXTS),
+]
+WRONG_VALUES = [
+    *({"input_size_percent": text} for text in ("0", "101", "-5", "12.5", "", "x", "nan", "inf", "1e9", "50 %")),
+    *({"confidence_threshold": text} for text in ("-0.1", "1.1", "", "x", "nan", "inf", "0,5", "[0.5]")),
+    *({"iou_threshold": text} for text in ("-0.1", "1.1", "", "x", "nan", "inf", "0,5")),
+    *({"model_input_size": text} for text in ("-14", "1", "111", "2017", "504.5", "", "x", "nan", "1e9")),
+    *({name: text} for name in ("cuda", "multimask_output", "instance_output") for text in ("", "2", "maybe", "None")),
+]
+
+
+@pytest.fixture(scope="module")
+def image():
+    return np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def plugin(small_checkpoint):
+    return Plugin(model_weight_file=small_checkpoint, cuda=False)
+
+
+def digest(outputs):
+    *masks, objects = outputs
+    return [mask.get_mask().tobytes() for mask in masks], [found.mask.tobytes() for found in objects.get_objects()]
+
+
+@pytest.fixture(scope="module")
+def wanted(plugin, image):
+    return digest(plugin.segment(image, **GOOD))
+
+
+@pytest.fixture
+def is_refused(plugin, image, wanted):
+    """Checks that a run is refused as it should be, and that nothing is left of it or of the run before."""
+
+    def check(picture=image, **parameters):
+        with pytest.raises(RuntimeError) as caught:
+            plugin.segment(picture, **parameters)
+        message = str(caught.value)
+        outputs = plugin.algorithm.get_outputs()[1:]
+        assert [output.is_data_available() for output in outputs] == [False]
+        assert digest(plugin.segment(image, **GOOD)) == wanted
+        assert "\n" not in message
+        assert len(message) < 700
+        return message
+
+    return check
+
+
+def test_there_are_many():
+    assert len(WRONG_PROMPTS) + len(WRONG_VALUES) > 150
+
+
+@pytest.mark.parametrize("number", range(len(WRONG_PROMPTS)))
+def test_a_wrong_prompt(is_refused, number):
+    prompt = WRONG_PROMPTS[number]
+    parameter, text = next(iter(prompt.items()))
+    message = is_refused(**prompt)
+    assert re.match(rf"{parameter} = ['\"]", message)
+    # the value itself, or of several boxes and points the one that is wrong
+    assert repr(text[:40])[1:-1] in message or re.search(r"\[[-0-9.e+, ]+\]", message)
+    assert "expected" in message
+
+
+@pytest.mark.parametrize("number", range(len(WRONG_VALUES)))
+def test_a_wrong_value_changes_nothing(plugin, image, wanted, number):
+    ((parameter, text),) = WRONG_VALUES[number].items()
+    before = plugin.algorithm.get_parameters()
+    with pytest.raises(RuntimeError, match=rf"^{parameter} = '{re.escape(text)}': expected ") as caught:
+        plugin.segment(image, input_text="hat", **{parameter: text})
+    assert "\n" not in str(caught.value)
+    assert plugin.algorithm.get_parameters() == before
+    assert digest(plugin.segment(image, **GOOD)) == wanted
+
+
+IMAGES = {
+    "NaN": np.full((6, 8, 3), np.nan, np.float32),
+    "infinity": np.where(np.arange(48).reshape(6, 8) == 40, np.inf, 0.5),
+    "no rows": np.zeros((0, 8, 3), np.uint8),
+    "no columns": np.zeros((6, 0, 3), np.uint8),
+    "five channels": np.zeros((6, 8, 5), np.uint8),
+}
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+@pytest.mark.parametrize("prompt", [{"input_text": "shoe"}, {"input_box": [1, 1, 5, 5]}])
+def test_a_wrong_image(plugin, image, wanted, kind, prompt):
+    with pytest.raises(RuntimeError, match="image|Image"):
+        plugin.segment(IMAGES[kind], **prompt)
+    assert not any(output.is_data_available() for output in plugin.algorithm.get_outputs()[1:])
+    assert digest(plugin.segment(image, **GOOD)) == wanted
+
+
+def variants(image):
+    """The same pixels in another layout, or of another kind."""
+    yield np.asfortranarray(image)
+    yield np.pad(image, ((2, 2), (3, 3), (0, 0)))[2:-2, 3:-3]
+    yield image[::-1][::-1]
+    read_only = image.copy()
+    read_only.setflags(write=False)
+    yield read_only
+    yield image.astype(np.float64)
+    yield image.astype(np.uint16) * 257
+    yield np.dstack([image, np.full(image.shape[:2], 7, np.uint8)])
+
+
+def test_the_same_pixels_in_any_layout_give_the_same_mask(plugin, image, wanted):
+    for variant in variants(image):
+        before = variant.copy()
+        assert digest(plugin.segment(variant, **GOOD)) == wanted
+        assert np.array_equal(variant, before)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 20_000), (20_000, 1), (3, 7)])
+def test_images_of_extreme_shapes(plugin, shape):
+    picture = np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)
+    for prompt in ({"input_text": "shoe"}, {"input_point": [[0, 0]]}, {"input_box": [0, 0, shape[1], shape[0]]}):
+        (mask,) = plugin.segment(picture, **prompt)
+        assert mask.get_mask().shape == shape
+
+
+def test_an_image_of_100_megapixels(plugin):
+    picture = np.zeros((10_000, 10_000, 3), np.uint8)
+    picture[2000:5000, 3000:7000] = 200
+    mask, objects = plugin.segment(picture, input_box=[3000, 2000, 7000, 5000], instance_output=True)
+    assert mask.get_mask().shape == (10_000, 10_000)
+    assert objects.get_object_count() == 1
+
+
+def test_5000_boxes_are_more_than_anyone_wants_and_still_answered(plugin, image):
+    boxes = [[x % 40, x % 30, x % 40 + 20, x % 30 + 20] for x in range(5000)]
+    outputs = plugin.segment(image, input_box=boxes)
+    assert len(outputs) == 5000
+    assert np.array_equal(outputs[0].get_mask(), outputs[120].get_mask())  # the same box
+    assert len(plugin.segment(image, input_point=[[5, 5]])) == 1
+
+
+ODD_PHRASES = ["🙂", "shoe\x00hat", "ሰላም", "<b>shoe</b>", "'; drop table", "\u202eeohs", "{shoe}", "%s %d", "a" * 1000]
+
+
+@pytest.mark.parametrize("phrase", ODD_PHRASES, ids=ascii)
+def test_odd_phrases_are_phrases(plugin, image, phrase):
+    (mask,) = plugin.segment(image, input_text=phrase, confidence_threshold=0)
+    assert mask.get_class_names()[1].endswith(" 1")
+    assert mask.get_class_names()[1].startswith(phrase.split("\x00")[0])
+    plugin.segment(image, confidence_threshold=0.5)
+
+
+def test_runs_without_a_seed_give_the_same_masks(plugin, image):
+    prompts = [{"input_text": "shoe"}, {"input_point": [[5, 5]], "multimask_output": True}, GOOD]
+    results = []
+    for seed, prompt in itertools.product((1, 2), prompts):
+        torch.manual_seed(seed)
+        plugin.forget_answers(image)
+        results.append([output.description for output in plugin.segment(image, **prompt)])
+    assert results[:3] == results[3:]
+
+
+CHECKPOINTS = {
+    "missing": None,
+    "empty": b"",
+    "a text": b"these are no weights",
+    "a picture": b"\x89PNG\r\n\x1a\n" + bytes(1000),
+    "the start of a zip": b"PK\x03\x04" + bytes(1000),
+    "a web page": b"<!DOCTYPE html><html><body>Log in</body></html>",
+}
+
+
+@pytest.mark.parametrize("kind", CHECKPOINTS)
+def test_a_wrong_checkpoint(image, small_checkpoint, tmp_path, kind):
+    plugin = Plugin(model_weight_file=small_checkpoint, cuda=False)
+    good = digest(plugin.segment(image, **GOOD))
+    path = tmp_path / "wrong.pt"
+    if CHECKPOINTS[kind] is not None:
+        path.write_bytes(CHECKPOINTS[kind])
+    with pytest.raises(RuntimeError, match="^model_weight_file = ") as caught:
+        plugin.segment(image, **GOOD, model_weight_file=path)
+    assert str(path) in str(caught.value)
+    assert [output.is_data_available() for output in plugin.algorithm.get_outputs()[1:]] == [False]
+    assert digest(plugin.segment(image, **GOOD, model_weight_file=small_checkpoint)) == good

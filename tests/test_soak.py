@@ -1,0 +1,33 @@
+"""Many runs leave no trace: a short form of `make soak`, and its judgement."""
+
+import json
+
+import pytest
+
+from benchmarks.soak import Soaked
+from benchmarks.timing import last_line_of
+
+FLAT = {"memory": [10**9] * 100, "files": [5] * 100, "threads": [9] * 100, "seconds": [0.1] * 100, "refused": 7}
+
+
+def test_a_hundred_runs_leave_no_trace():
+    soaked = Soaked(**json.loads(last_line_of("benchmarks.soak", "--runs", 100, "--json")))
+    assert len(soaked.memory) == 100
+    assert 0 < soaked.refused < 40
+    assert [fault for fault in soaked.faults() if "as slow" not in fault] == []  # a busy machine may be slow
+
+
+@pytest.mark.parametrize(
+    ("what", "watched", "fault"),
+    [
+        ("memory", [10**9 + 10**6 * run for run in range(100)], "memory grew by 80 MB"),
+        ("files", [5] * 95 + [6] * 5, "open files became more: 5, then 6"),
+        ("threads", [9] * 50 + [10] * 50, "threads became more: 9, then 10"),
+        ("seconds", [0.1] * 50 + [0.2] * 50, "runs became 2.0 times as slow"),
+    ],
+)
+def test_what_grows_is_named(what, watched, fault):
+    assert Soaked(**FLAT).faults() == []
+    soaked = Soaked(**{**FLAT, what: watched})
+    assert soaked.faults() == [fault]
+    assert "7 of them were refused" in str(soaked)
