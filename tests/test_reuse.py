@@ -217,6 +217,36 @@ def test_few_answers_are_kept(predictor, calls, photograph):
     assert calls.texts == 17
 
 
+def test_several_phrases_cost_one_encoding_and_each_one_detection_once(predictor, calls, photograph):
+    prompt = ConceptPrompt(("shoe", "hat", "shirt"))
+    for options in ({}, {}, {"confidence_threshold": 0}, {"iou_threshold": 0.5}, {"iou_threshold": 0}):
+        predictor.segment(predictor.encode_image(photograph), prompt, **options)
+    assert (calls.images, calls.texts, calls.detections) == (1, 3, 3)
+    predictor.segment(predictor.encode_image(photograph), ConceptPrompt(("hat",)))
+    predictor.segment(predictor.encode_image(photograph), ConceptPrompt(("coat", "shoe")))
+    assert (calls.images, calls.texts, calls.detections) == (1, 4, 4)
+
+
+def test_a_set_of_examples_is_answered_once(predictor, calls, photograph):
+    embedding = predictor.encode_image(photograph)
+    one, two = BOX.boxes[0], (5.0, 5.0, 600.0, 400.0)
+    asked = [
+        ConceptPrompt((), (one,), (1,)),
+        ConceptPrompt((), (two,), (1,)),
+        ConceptPrompt((), (one, two), (1, 0)),
+        ConceptPrompt((), (one, two), (1, 1)),
+        ConceptPrompt(("shoe",), (one,), (1,)),
+        ConceptPrompt(("shoe",), (one,), (0,)),
+        ConceptPrompt(("shoe",)),
+    ]
+    first = [answer(predictor.segment(embedding, prompt, confidence_threshold=0)) for prompt in asked]
+    again = [answer(predictor.segment(embedding, prompt, confidence_threshold=0)) for prompt in reversed(asked)]
+    assert again[::-1] == first
+    assert calls.detections == len(asked)
+    assert calls.texts == 2  # "shoe", and what the package reads for none
+    assert len({tuple(score for score, _, _ in one) for one in first}) == len(asked)
+
+
 # --- models, in workflows
 
 

@@ -70,6 +70,7 @@ class Hub(ThreadingHTTPServer):
         self.content = PUBLISHED
         self.denial: Denial | None = None
         self.cuts = 0  # of how many GETs, the first ones, only half of the answer goes out
+        self.revoked_after = 10**9  # GETs, after which the token is refused
         self.requests: list[Request] = []
 
     @property
@@ -107,6 +108,8 @@ class HubConnection(BaseHTTPRequestHandler):
         denial = self.server.denial
         if self.path != "/facebook/sam3/resolve/main/sam3.pt":
             denial = NO_FILE
+        elif len(self.server.gets) >= self.server.revoked_after:
+            denial = Denial(401, "", "Invalid credentials in Authorization header")
         if denial:
             reasons = {"X-Error-Code": denial.code, "X-Error-Message": denial.message}
             return denial.status, {name: reason for name, reason in reasons.items() if reason}, b"denied"
@@ -383,6 +386,42 @@ def test_a_connection_that_is_cut_again_and_again_ends_the_download(machine, hub
     assert "The download of sam3.pt failed: " in outcome.message
     assert len(hub.gets) > 1
     assert_says_where_to_put_the_file(outcome, machine)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.getuid() != 0, reason="only root may mount")
+def test_a_full_disk_is_named_and_room_mends_it(machine, hub):
+    machine.hf_home.mkdir()
+    disk = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(machine.hf_home)]
+    if subprocess.run(disk, capture_output=True, check=False).returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        outcome = machine.find_checkpoint(HF_TOKEN=TOKEN)
+    finally:
+        subprocess.run(["umount", str(machine.hf_home)], check=True)
+
+    assert outcome.error == "WeightsError"
+    assert "No space left on device" in outcome.message
+    assert_says_where_to_put_the_file(outcome, machine)
+    assert machine.find_checkpoint(HF_TOKEN=TOKEN).path.read_bytes() == PUBLISHED
+
+
+def test_a_token_that_is_revoked_in_the_middle_leads_to_the_steps_to_get_another(machine, hub):
+    hub.content = random.Random(4).randbytes(25 * 2**20)
+    hub.cuts, hub.revoked_after = 1, 1
+
+    outcome = machine.find_checkpoint(HF_TOKEN=TOKEN)
+
+    assert outcome.error == "WeightsError"
+    assert "HTTP 401" in outcome.message
+    assert "hf auth login" in outcome.message
+    assert TOKEN not in outcome.message
+
+
+def test_a_revoked_token_does_not_matter_while_the_file_is_here(machine, hub):
+    cached = fill_cache(machine, hub)
+    hub.denial = Denial(401, "", "Invalid credentials in Authorization header")
+    assert machine.find_checkpoint(HF_TOKEN=TOKEN).path == cached
+    assert hub.requests == []
 
 
 def test_offline_mode_asks_no_hub_and_leaves_the_file_to_the_user(machine, hub):
