@@ -78,7 +78,7 @@ def use_from_hub(hub, small_checkpoint, photograph, tmp_path):
     """Has a Python use the plugin from the HUB, see :mod:`hub_user`; gives what it printed and what came of it."""
 
     def use(python):
-        for folder in ("Python", "Transfer"):  # Ikomia has them in its own folder of plugins
+        for folder in ("Python", "C++", "Transfer"):  # Ikomia has them in its own folder of plugins
             (tmp_path / "plugins" / folder).mkdir(parents=True)
         picture = tmp_path / "china.png"
         cv2.imwrite(str(picture), cv2.cvtColor(photograph, cv2.COLOR_RGB2BGR))
