@@ -7,9 +7,12 @@ every value as a string. Anything else is refused with a :class:`PromptError`.
 from __future__ import annotations
 
 import ast
+import io
+import itertools
 import json
 import math
 import re
+import tokenize
 from collections.abc import Sequence
 from typing import Any
 
@@ -174,7 +177,13 @@ def _parse_literal(text: str) -> list[Any] | tuple[Any, ...] | None:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return None
-    return value if isinstance(value, list | tuple) else None
+    return value if isinstance(value, list | tuple) and not _lacks_comma(text) else None
+
+
+def _lacks_comma(text: str) -> bool:
+    """Whether strings stand side by side, which Python would join."""
+    kinds = [token.type for token in tokenize.generate_tokens(io.StringIO(text).readline)]
+    return any(a == b == tokenize.STRING for a, b in itertools.pairwise(kind for kind in kinds if kind != tokenize.NL))
 
 
 def _parse_labels(parameter: str, text: str) -> tuple[int, ...]:

@@ -170,25 +170,35 @@ class Predictor:
             if isinstance(relative, GeometricPrompt):
                 return list(self._outline_objects(embedding, relative, multimask))
             found = self._find_instances(embedding, relative, confidence_threshold)
-            return without_duplicates(list(found), iou_threshold)
+            return without_duplicates(found, iou_threshold)
 
         return self.model.run(answer, embedding.answers)
 
-    def _find_instances(
-        self, embedding: ImageEmbedding, relative: ConceptPrompt, threshold: float
-    ) -> Iterator[Segment]:
+    def _find_instances(self, embedding: ImageEmbedding, relative: ConceptPrompt, threshold: float) -> list[Segment]:
         """Find the instances of concepts; coordinates are fractions of the image's width and height."""
         examples = tuple(zip(relative.boxes, relative.box_labels, strict=True))
-        for name, phrase in zip(relative.names, relative.phrases or (_NO_PHRASE,), strict=True):
-            answer = self._answer(embedding, phrase, examples)
-            kept = sum(score > threshold for score in answer.scores)
-            # copied, lest a few of them keep all the queries of a long list of phrases in memory
-            mask_logits = answer.mask_logits[:kept].clone()
-            for logits, score, box in zip(mask_logits, answer.scores, answer.boxes, strict=False):
-                yield Segment(logits, embedding.width, embedding.height, score, name, box)
+        phrases = dict(zip(relative.names, relative.phrases or (_NO_PHRASE,), strict=True))
+        # those whose answers are kept first, lest the others of a long list take their places before they are read
+        by_age = sorted(phrases, key=lambda name: (phrases[name], examples) not in embedding.answers)
+        found = {name: self._instances_of(embedding, name, phrases[name], examples, threshold) for name in by_age}
+        return [segment for name in relative.names for segment in found[name]]
 
-    def _answer(self, embedding: ImageEmbedding, phrase: str, examples: tuple[tuple[Box, int], ...]) -> _Instances:
-        return embedding.answers.get((phrase, examples), lambda: self._detect(embedding, phrase, examples))
+    def _instances_of(
+        self,
+        embedding: ImageEmbedding,
+        name: str,
+        phrase: str,
+        examples: tuple[tuple[Box, int], ...],
+        threshold: float,
+    ) -> list[Segment]:
+        answer = embedding.answers.get((phrase, examples), lambda: self._detect(embedding, phrase, examples))
+        kept = sum(score > threshold for score in answer.scores)
+        # copied, lest a few of them keep all the queries of a long list of phrases in memory
+        mask_logits = answer.mask_logits[:kept].clone()
+        return [
+            Segment(logits, embedding.width, embedding.height, score, name, box)
+            for logits, score, box in zip(mask_logits, answer.scores, answer.boxes, strict=False)
+        ]
 
     def _detect(self, embedding: ImageEmbedding, phrase: str, examples: Sequence[tuple[Box, int]]) -> _Instances:
         """Run the detector, and the text encoder unless it knows the phrase."""

@@ -33,6 +33,9 @@ class Recent(Generic[Value]):
         self._values.move_to_end(key)
         return self._values[key]
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._values
+
     def clear(self) -> None:
         """Forget all."""
         self._values.clear()

@@ -180,6 +180,8 @@ def test_phrases_in_every_spelling(text, phrases):
     ("text", "reason"),
     [
         ("[shoe]", "this cannot be read"),
+        ("['red shoe' 'hat']", "this cannot be read"),
+        ('["red shoe"\n "hat"]', "this cannot be read"),
         ('["shoe", "person"', "this cannot be read"),
         ('["shoe" "person",]]', "this cannot be read"),
         ("['shoe\\d']", "this cannot be read"),

@@ -227,6 +227,15 @@ def test_several_phrases_cost_one_encoding_and_each_one_detection_once(predictor
     assert (calls.images, calls.texts, calls.detections) == (1, 4, 4)
 
 
+def test_of_a_list_that_is_too_long_to_keep_only_the_rest_is_asked_again(predictor, calls, photograph):
+    embedding = predictor.encode_image(photograph)
+    prompt = ConceptPrompt(tuple(f"phrase {number}" for number in range(18)))
+    first = answer(predictor.segment(embedding, prompt, confidence_threshold=0))
+    assert calls.detections == 18
+    assert answer(predictor.segment(embedding, prompt, confidence_threshold=0)) == first
+    assert calls.detections == 18 + 2
+
+
 def test_a_set_of_examples_is_answered_once(predictor, calls, photograph):
     embedding = predictor.encode_image(photograph)
     one, two = BOX.boxes[0], (5.0, 5.0, 600.0, 400.0)
