@@ -1,5 +1,6 @@
 """The algorithm as Ikomia sees it: parameters, inputs, a run. What SAM 3 does is in :mod:`.sam3_engine`."""
 
+import contextlib
 import copy
 import logging
 from pathlib import Path
@@ -47,6 +48,20 @@ class InferSegmentAnything3ParamFactory(dataprocess.CTaskParamFactory):
         return InferSegmentAnything3Param()
 
 
+@contextlib.contextmanager
+def _parameter_named(settings):
+    """Errors about a checkpoint begin with the parameter that names it, if it does."""
+    from .sam3_engine.model import CheckpointError
+
+    try:
+        yield
+    except CheckpointError as error:
+        if settings.model_weight_file.strip():
+            typed = quote(settings.model_weight_file.strip(), limit=1000)
+            raise ValueError(f"model_weight_file = {typed}: {error}") from error
+        raise
+
+
 class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
     """Segments the input image by text, points or boxes.
 
@@ -88,7 +103,9 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
 
     def init_long_process(self):
         """Download and load the model ahead of the first run."""
-        self._open_predictor(self.get_param_object().settings)
+        settings = self.get_param_object().settings
+        with _parameter_named(settings):
+            self._open_predictor(settings)
         super().init_long_process()
 
     def run(self):
@@ -125,7 +142,9 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
             for _ in range(self.get_progress_steps()):
                 self.emit_step_progress()
         else:
-            self._segment(image, prompt.clipped(width, height), settings)  # a bad prompt fails before the slow part
+            inside = prompt.clipped(width, height)  # a bad prompt fails before the slow part
+            with _parameter_named(settings):
+                self._segment(image, inside, settings)
 
     def _segment(self, image, prompt, settings):
         """Run the model and fill the mask outputs, one progress step after each part."""
@@ -145,7 +164,7 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
 
     def _open_predictor(self, settings):
         """The predictor that the settings ask for; the model is loaded only if the checkpoint or the device changed."""
-        from .sam3_engine.model import CheckpointError, model_identity, shared_model
+        from .sam3_engine.model import model_identity, shared_model
         from .sam3_engine.predictor import Predictor
         from .sam3_engine.runtime import choose_device
 
@@ -156,13 +175,7 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
         identity = model_identity(checkpoint, self._device)
         if identity != self._model_identity:
             self._predictor = self._model = self._model_identity = None  # frees its memory, which the next one may need
-            try:
-                self._model = shared_model(checkpoint, self._device)
-            except CheckpointError as error:
-                if settings.model_weight_file.strip():
-                    typed = quote(settings.model_weight_file.strip(), limit=1000)
-                    raise ValueError(f"model_weight_file = {typed}: {error}") from error
-                raise
+            self._model = shared_model(checkpoint, self._device)
             self._model_identity = identity
         if self._predictor is None or self._predictor.input_size != settings.model_input_size:
             self._predictor = Predictor(self._model, settings.model_input_size)

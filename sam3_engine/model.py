@@ -50,7 +50,7 @@ _RESIZED_KEPT = 2
 
 
 class CheckpointError(ValueError):
-    """A file that is not a SAM 3 checkpoint, or not a whole one."""
+    """A file that is not a SAM 3 checkpoint, or not a whole and sound one."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(
@@ -74,6 +74,7 @@ class Model:
     One caller runs it at a time; :meth:`running` makes the others wait.
 
     Attributes:
+        checkpoint: the file that it was loaded from.
         network: at the checkpoint's own input size.
         architecture: of that network.
         device, precision: where and in what it runs.
@@ -83,8 +84,14 @@ class Model:
     """
 
     def __init__(
-        self, network: Sam3Image, architecture: Architecture, device: torch.device, precision: torch.dtype
+        self,
+        checkpoint: Path,
+        network: Sam3Image,
+        architecture: Architecture,
+        device: torch.device,
+        precision: torch.dtype,
     ) -> None:
+        self.checkpoint = checkpoint
         self.network = network
         self.architecture = architecture
         self.device = device
@@ -236,7 +243,7 @@ def load_model(checkpoint: Path, device: torch.device, precision: torch.dtype | 
     precision = precision or choose_precision(device)
     if device.type == "cuda":  # a CPU casts faster than it reads, and its weights stay in the file until they are used
         cast_encoder_weights(network, device, precision)
-    return Model(network.to(device), architecture, device, precision)
+    return Model(checkpoint, network.to(device), architecture, device, precision)
 
 
 def cast_encoder_weights(network: Sam3Image, device: torch.device, precision: torch.dtype) -> None:

@@ -20,7 +20,7 @@ import torch
 
 from .architecture import Architecture
 from .images import as_rgb8, content_digest, pixels_of
-from .model import Model
+from .model import CheckpointError, Model
 from .parsing import POSITIVE, Box, PromptError
 from .prompts import UNNAMED, ConceptPrompt, GeometricPrompt, Prompt
 from .recent import Recent
@@ -36,16 +36,6 @@ logger = logging.getLogger(__name__)
 _BOXES_PER_PASS = 16  # bounds the memory of the mask decoder
 _ANSWERS_KEPT = 16  # for each image; at SAM 3's size 33 MB each in bfloat16, 66 in float32
 _NO_PHRASE = "visual"  # what SAM 3 was trained to read where only example boxes say what to find
-
-
-class WeightsDamagedError(ValueError):
-    """What the network answers is not a number."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "The network answers NaN: the weights in its checkpoint are damaged. Download sam3.pt again, or name "
-            "another file in model_weight_file."
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +148,7 @@ class Predictor:
 
         Raises:
             PromptError: the prompt is empty, or cannot be used on this image: see its ``clipped``.
-            WeightsDamagedError: the network's answer is none.
+            CheckpointError: the network's answer is not a number.
             DeviceMemoryError: there is too little memory.
         """
         if not prompt:
@@ -219,14 +209,17 @@ class Predictor:
         # scored as in Sam3Processor, for a batch of one; float32, or torch would round the threshold to bfloat16
         presence = outputs["presence_logit_dec"].sigmoid().unsqueeze(1)
         scores = (outputs["pred_logits"].sigmoid() * presence)[0, :, 0].float()
-        if scores.isnan().any() or outputs["pred_masks"].isnan().any():
-            raise WeightsDamagedError
+        self._refuse_nan(scores.isnan().any() or outputs["pred_masks"].isnan().any())
         order = scores.argsort(descending=True, stable=True)
         size = torch.tensor([embedding.width, embedding.height] * 2, device=device)
         boxes = outputs["pred_boxes_xyxy"][0, order].float().clamp(0, 1) * size
         return _Instances(
             scores[order].tolist(), [tuple(box) for box in boxes.tolist()], outputs["pred_masks"][0, order]
         )
+
+    def _refuse_nan(self, found: Any) -> None:
+        if found:
+            raise CheckpointError(self.model.checkpoint, "the network answers NaN, so its weights are damaged")
 
     def _outline_objects(
         self, embedding: ImageEmbedding, relative: GeometricPrompt, multimask: bool
@@ -247,8 +240,7 @@ class Predictor:
                 return_logits=True,
                 normalize_coords=False,
             )
-            if np.isnan(mask_logits).any() or np.isnan(scores).any():
-                raise WeightsDamagedError
+            self._refuse_nan(np.isnan(mask_logits).any() or np.isnan(scores).any())
             objects = max(1, len(boxes))
             candidates = zip(
                 # back where they came from: they are smaller than the masks that are made of them there

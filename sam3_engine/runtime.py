@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import functools
 import logging
+import os
 import sys
 import threading
 import warnings
@@ -59,9 +60,9 @@ def choose_precision(device: torch.device) -> torch.dtype:
 
 @contextlib.contextmanager
 def importing_sam3() -> Iterator[None]:
-    """While sam3's modules are imported: keeps TF32 flags, warnings filters and the root logger's handlers."""
+    """While sam3's modules are imported: keeps TF32 flags, warnings filters, root logger's handlers, environment."""
     handlers = list(logging.root.handlers)
-    with _float32_precision_kept(), warnings.catch_warnings():
+    with _float32_precision_kept(), _environment_kept(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             yield
@@ -140,6 +141,23 @@ def _float32_precision_kept() -> Iterator[None]:
             torch.set_float32_matmul_precision(matmul_precision)  # writes to the newer switches: so before these
         for switch, value in zip(switches, values, strict=True):
             switch.fp32_precision = value
+
+
+@contextlib.contextmanager
+def _environment_kept() -> Iterator[None]:
+    names = (
+        "TOKENIZERS_PARALLELISM",
+        "TORCHINDUCTOR_CACHE_DIR",
+    )  # sam3 sets the one, the part of torch it uses the other
+    values = {name: os.environ.get(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in values.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _redirection(device: torch.device, *, empty_on_meta: bool = False) -> contextlib.AbstractContextManager[Any]:

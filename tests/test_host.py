@@ -1,17 +1,15 @@
 """The host process is left as it was found: by importing, loading, running and failing."""
 
-import logging
 import os
-import random
-import signal
+import re
 import subprocess
 import sys
 import threading
-import warnings
 
 import numpy as np
 import pytest
 import torch
+from host_state import changes, snapshot
 
 from demo.plugin import REPOSITORY
 from sam3_engine.model import load_model
@@ -20,38 +18,6 @@ from sam3_engine.prompts import ConceptPrompt, GeometricPrompt, PromptError
 from sam3_engine.runtime import _openmp, building_network, inference
 
 CPU = torch.device("cpu")
-
-
-def snapshot():
-    """The state that belongs to the whole process, or outlives a call in its thread."""
-    backends = torch.backends
-    return {
-        "autocast": [(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")],
-        "autocast cache": torch.is_autocast_cache_enabled(),
-        "matmul precision": torch.get_float32_matmul_precision(),
-        "tf32": (backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32),
-        "fp32 precision": [
-            switch.fp32_precision
-            for switch in (backends, backends.cuda.matmul, backends.cudnn, backends.cudnn.conv, backends.mkldnn.matmul)
-        ],
-        "attention kernels": (
-            backends.cuda.flash_sdp_enabled(),
-            backends.cuda.math_sdp_enabled(),
-            backends.cuda.mem_efficient_sdp_enabled(),
-            backends.cuda.cudnn_sdp_enabled(),
-        ),
-        "cudnn": (backends.cudnn.benchmark, backends.cudnn.deterministic),
-        "grad": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
-        "default dtype and device": (torch.get_default_dtype(), torch.get_default_device()),
-        "threads": (torch.get_num_threads(), torch.get_num_interop_threads(), _openmp().omp_get_dynamic()),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "random": (torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()),  # noqa: NPY002
-        "warnings": list(warnings.filters),
-        "logging": (logging.root.level, list(logging.root.handlers), logging.root.disabled),
-        "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
-        "directory": os.getcwd(),  # noqa: PTH109
-        "environment": dict(os.environ),
-    }
 
 
 @pytest.fixture
@@ -88,7 +54,7 @@ def use_everything(checkpoint, image):
 def test_loading_running_and_failing_change_nothing(small_checkpoint, photograph):
     before = snapshot()
     masks = use_everything(small_checkpoint, photograph)
-    assert snapshot() == before
+    assert changes(before, snapshot()) == []
     assert len(masks) > 3
 
 
@@ -97,7 +63,7 @@ def test_an_unusual_host_keeps_its_state_and_gets_the_same_masks(small_checkpoin
     request.getfixturevalue("unusual_host")
     before = snapshot()
     masks = use_everything(small_checkpoint, photograph)
-    assert snapshot() == before
+    assert changes(before, snapshot()) == []
     for mask, wanted in zip(masks, reference, strict=True):  # other attention kernels round otherwise
         assert np.mean(mask == wanted) > 0.98
 
@@ -113,7 +79,7 @@ def test_an_error_in_the_network_leaves_the_state_and_the_model_usable(small_che
         patched.setattr(decoder, "predict_masks", lambda **_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             predictor.segment(embedding, prompt)
-    assert snapshot() == before
+    assert changes(before, snapshot()) == []
     assert np.array_equal(predictor.segment(embedding, prompt)[0].mask, reference)
 
 
@@ -143,7 +109,7 @@ def test_overlapping_calls_of_two_threads_restore_what_was_before_both():
         thread.join(20)
     assert not torch.backends.cuda.flash_sdp_enabled()
     torch.backends.cuda.enable_flash_sdp(True)
-    assert snapshot() == before
+    assert changes(before, snapshot()) == []
 
 
 def test_openmp_teams_are_whole_while_a_network_runs():
@@ -169,51 +135,85 @@ def test_other_threads_see_no_redirection(small_checkpoint):
 
 
 FRESH_PROCESS = """
-import logging, sys, warnings
-import torch
-def state():
-    backends = torch.backends
-    return [torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda"), torch.get_float32_matmul_precision(),
-        backends.cuda.matmul.fp32_precision, backends.cudnn.conv.fp32_precision, backends.cudnn.fp32_precision,
-        torch.get_num_threads(), torch.get_default_dtype(), list(logging.root.handlers), logging.root.level,
-        list(warnings.filters), torch.get_rng_state().sum().item(), signals()]
-def signals():
-    import signal
-    return [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)]
-before = state()
+import sys
+sys.path.insert(0, {tests!r})
+from host_state import changes, snapshot
+before = snapshot()
 {then}
-after = state()
-assert before == after, [pair for pair in zip(before, after) if pair[0] != pair[1]]
+assert changes(before, snapshot()) == []
+"""
+
+
+def said_by_fresh_process(then, checkpoint):
+    """What a process prints that does ``then`` and checks that its state is left as it was."""
+    code = FRESH_PROCESS.format(tests=str(REPOSITORY / "tests"), then=then.replace("CHECKPOINT", repr(str(checkpoint))))
+    # without what tests that use sam3 directly have set
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("TOKENIZERS", "TORCH"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+BESIDE_TF32 = """
+import torch
+torch.backends.cuda.matmul.fp32_precision = "tf32"  # by the newer of torch's two ways
+before = snapshot()
+import sam3_engine.predictor
+"""
+ON_AN_AMPERE_GPU = """
+import torch
+from sam3_engine.runtime import importing_sam3
+with importing_sam3():  # what the package does there
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    import logging
+    logging.debug("adds a handler")
+"""
+FIRST_RUN = """
+from pathlib import Path
+import numpy as np
+import torch
+from sam3_engine.model import load_model
+from sam3_engine.predictor import Predictor
+from sam3_engine.prompts import GeometricPrompt
+predictor = Predictor(load_model(Path(CHECKPOINT), torch.device("cpu")))
+embedding = predictor.encode_image(np.zeros((20, 30, 3), np.uint8))
+predictor.segment(embedding, GeometricPrompt(boxes=((1, 2, 20, 15),)))
 """
 
 
 @pytest.mark.parametrize(
     "then",
-    [
-        "import sam3_engine.predictor",
-        # a host that has chosen TF32 by the newer of torch's two ways
-        "torch.backends.cuda.matmul.fp32_precision = 'tf32'\n"
-        "import sam3_engine.predictor\n"
-        "assert torch.backends.cuda.matmul.fp32_precision == 'tf32'\n"
-        "torch.backends.cuda.matmul.fp32_precision = 'none'",
-        # what the package does on an Ampere GPU when it is imported
-        "from sam3_engine.runtime import importing_sam3\n"
-        "with importing_sam3():\n"
-        "    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True\n"
-        "    logging.debug('adds a handler')",
-        "from pathlib import Path\n"
-        "from sam3_engine.model import load_model\n"
-        "from sam3_engine.predictor import Predictor\n"
-        "import numpy as np\nfrom sam3_engine.prompts import GeometricPrompt\n"
-        "predictor = Predictor(load_model(Path({checkpoint!r}), torch.device('cpu')))\n"
-        "embedding = predictor.encode_image(np.zeros((20, 30, 3), np.uint8))\n"
-        "predictor.segment(embedding, GeometricPrompt(boxes=((1, 2, 20, 15),)))",
-    ],
+    ["import sam3_engine.predictor", BESIDE_TF32, ON_AN_AMPERE_GPU, FIRST_RUN],
     ids=["import", "import beside TF32", "import on an Ampere GPU", "first run"],
 )
 def test_a_fresh_process_keeps_its_state_and_prints_nothing(small_checkpoint, then):
-    code = FRESH_PROCESS.replace("{then}", then.replace("{checkpoint!r}", repr(str(small_checkpoint))))
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == ""
-    assert done.stderr == ""
+    assert said_by_fresh_process(then, small_checkpoint) == ""
+
+
+WORKFLOW = """
+import gc
+import numpy as np
+image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+plugin = Plugin(model_weight_file=CHECKPOINT, cuda=False)
+plugin.load()
+plugin.segment(image, input_text=["shoe", "hat"], confidence_threshold=0.0, instance_output=True)
+plugin.segment(image, input_box=[[5, 5, 40, 50], [1, 1, 20, 20]])
+plugin.segment(image, input_point=[[5, 5]], multimask_output=True)
+try:
+    plugin.segment(image, input_point=[[-1, 5]])
+    raise SystemExit("not refused")
+except RuntimeError:
+    pass
+del plugin
+gc.collect()
+"""
+
+
+def test_a_workflow_leaves_the_process_as_ikomia_made_it_and_prints_nothing_of_its_own(small_checkpoint):
+    ikomia_comes_first = "from demo.plugin import Plugin, register_checkout\nregister_checkout()\nbefore = snapshot()\n"
+    said = said_by_fresh_process(ikomia_comes_first + WORKFLOW, small_checkpoint)
+    ikomias_own = re.compile(r"Workflow Untitled run successfully in [\d.]+ ms\.")
+    assert [line for line in said.splitlines() if not ikomias_own.fullmatch(line)] == []
+    assert len(ikomias_own.findall(said)) == 3

@@ -1,6 +1,8 @@
 """Wrong prompts, values, images and checkpoints through an Ikomia workflow: a clear error, and nothing left behind."""
 
 import itertools
+import os
+import pickle
 import re
 
 import numpy as np
@@ -218,13 +220,65 @@ def test_runs_without_a_seed_give_the_same_masks(plugin, image):
     assert results[:3] == results[3:]
 
 
+class Intruder:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, evidence):
+        self.evidence = str(evidence)
+
+    def __reduce__(self):
+        return os.mkdir, (self.evidence,)
+
+
+def spoilt_tensors(spoil):
+    """Writes the good checkpoint with its dictionary of tensors changed by ``spoil``."""
+
+    def write(path, good):
+        contents = torch.load(good, weights_only=True)
+        spoil(contents["model"])
+        torch.save(contents, path)
+
+    return write
+
+
+def reshape_one(tensors):
+    name = next(name for name in tensors if "bias" in name)
+    tensors[name] = torch.zeros(len(tensors[name]) + 1)
+
+
+def put_nan(tensors):
+    for name in tensors:
+        if "mask_decoder.transformer.layers.0" in name:
+            tensors[name] = torch.full_like(tensors[name], float("nan"))
+
+
+def only_the_start(share):
+    return lambda path, good: path.write_bytes(good.read_bytes()[: int(share * good.stat().st_size)])
+
+
 CHECKPOINTS = {
-    "missing": None,
-    "empty": b"",
-    "a text": b"these are no weights",
-    "a picture": b"\x89PNG\r\n\x1a\n" + bytes(1000),
-    "the start of a zip": b"PK\x03\x04" + bytes(1000),
-    "a web page": b"<!DOCTYPE html><html><body>Log in</body></html>",
+    "missing": lambda path, good: None,
+    "a folder": lambda path, good: path.mkdir(),
+    "a link to nothing": lambda path, good: path.symlink_to("nowhere"),
+    **{
+        kind: lambda path, good, data=data: path.write_bytes(data)
+        for kind, data in {
+            "empty": b"",
+            "a text": b"these are no weights",
+            "a picture": b"\x89PNG\r\n\x1a\n" + bytes(1000),
+            "the start of a zip": b"PK\x03\x04" + bytes(1000),
+            "a web page": b"<!DOCTYPE html><html><body>Log in</body></html>",
+        }.items()
+    },
+    **{f"only {share:.1%} of it": only_the_start(share) for share in (0.001, 0.3, 0.9, 0.999)},
+    "code in a pickle": lambda path, good: path.write_bytes(pickle.dumps(Intruder(path.with_name("evidence")))),
+    "code in torch's format": lambda path, good: torch.save({"model": Intruder(path.with_name("evidence"))}, path),
+    "numbers": lambda path, good: torch.save([1, 2, 3], path),
+    "another network": lambda path, good: torch.save({"layer1.weight": torch.zeros(3)}, path),
+    "a part of the tensors": spoilt_tensors(lambda tensors: [tensors.pop(name) for name in list(tensors)[::7]]),
+    "a tensor of another shape": spoilt_tensors(reshape_one),
+    "NaN among the weights": spoilt_tensors(put_nan),
+    "SAM 3.1": lambda path, good: torch.save({"tracker.model.interactive_sam.weight": torch.zeros(3)}, path),
 }
 
 
@@ -233,10 +287,27 @@ def test_a_wrong_checkpoint(image, small_checkpoint, tmp_path, kind):
     plugin = Plugin(model_weight_file=small_checkpoint, cuda=False)
     good = digest(plugin.segment(image, **GOOD))
     path = tmp_path / "wrong.pt"
-    if CHECKPOINTS[kind] is not None:
-        path.write_bytes(CHECKPOINTS[kind])
-    with pytest.raises(RuntimeError, match="^model_weight_file = ") as caught:
+    CHECKPOINTS[kind](path, small_checkpoint)
+    with pytest.raises(RuntimeError) as caught:
         plugin.segment(image, **GOOD, model_weight_file=path)
-    assert str(path) in str(caught.value)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "\n" not in message
+    assert message.startswith("model_weight_file = ")
+    assert ("SAM 3.1" in message) == (kind == "SAM 3.1")
+    assert not (tmp_path / "evidence").exists()
     assert [output.is_data_available() for output in plugin.algorithm.get_outputs()[1:]] == [False]
+    assert digest(plugin.segment(image, **GOOD, model_weight_file=small_checkpoint)) == good
+
+
+def test_a_checkpoint_that_may_not_be_read(image, small_checkpoint, tmp_path):
+    plugin = Plugin(model_weight_file=small_checkpoint, cuda=False)
+    good = digest(plugin.segment(image, **GOOD))
+    path = tmp_path / "locked.pt"
+    path.write_bytes(small_checkpoint.read_bytes())
+    path.chmod(0)
+    if os.access(path, os.R_OK):
+        pytest.skip("this user may read every file, as root on Linux and everyone on Windows")
+    with pytest.raises(RuntimeError, match="^model_weight_file = .*locked.pt.*Permission denied"):
+        plugin.segment(image, **GOOD, model_weight_file=path)
     assert digest(plugin.segment(image, **GOOD, model_weight_file=small_checkpoint)) == good

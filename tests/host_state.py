@@ -1,0 +1,68 @@
+"""The state that belongs to the whole process, or outlives a call in its thread."""
+
+import logging
+import os
+import random
+import signal
+import warnings
+
+import numpy as np
+import torch
+
+
+def snapshot():
+    """All of it that a plugin might change, by name."""
+    backends = torch.backends
+    return {
+        "autocast": [(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")],
+        "autocast cache": torch.is_autocast_cache_enabled(),
+        "fp32 precision": [
+            switch.fp32_precision
+            for switch in (backends, backends.cuda.matmul, backends.cudnn, backends.cudnn.conv, backends.mkldnn.matmul)
+        ],
+        "older fp32 precision": older_fp32_precision(),
+        "attention kernels": (
+            backends.cuda.flash_sdp_enabled(),
+            backends.cuda.math_sdp_enabled(),
+            backends.cuda.mem_efficient_sdp_enabled(),
+            backends.cuda.cudnn_sdp_enabled(),
+        ),
+        "cudnn": (backends.cudnn.benchmark, backends.cudnn.deterministic),
+        "grad": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
+        "default dtype and device": (torch.get_default_dtype(), torch.get_default_device()),
+        "threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "random": (torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()),  # noqa: NPY002
+        "warnings": list(warnings.filters),
+        "logging": {name: settings(logging.getLogger(name)) for name in [None, *logging.root.manager.loggerDict]},
+        "disabled logging": logging.root.manager.disable,
+        "signals": {number: signal.getsignal(number) for number in signal.valid_signals()},
+        "directory": os.getcwd(),  # noqa: PTH109
+        "environment": dict(os.environ),
+        "OpenMP": smaller_teams(),
+    }
+
+
+def changes(before, after):
+    """The names of what differs. Loggers may be new, but not those of before be others."""
+    after = {**after, "logging": {name: after["logging"].get(name) for name in before["logging"]}}
+    return [name for name in before if before[name] != after[name]]
+
+
+def older_fp32_precision():
+    """What the older of torch's two sets of switches says; torch refuses to read it once the newer says otherwise."""
+    try:
+        return torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32
+    except RuntimeError:
+        return "refused"
+
+
+def settings(logger):
+    return logger.level, list(logger.handlers), list(logger.filters), logger.propagate, logger.disabled
+
+
+def smaller_teams():
+    """Whether OpenMP may give fewer threads than asked for; read last, because it imports a part of the engine."""
+    from sam3_engine.runtime import _openmp
+
+    return _openmp().omp_get_dynamic()
