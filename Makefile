@@ -56,11 +56,11 @@ clean:           ## remove what the other targets made
 	rm -rf $(VENV) .cache/sam3_random.pt demo/output dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # the way Ikomia's installer does it, then the tools for developers
-$(VENV)/ready: build_requirements.txt requirements.txt requirements-dev.txt
+$(VENV)/ready: build_requirements.txt requirements.txt requirements-dev.txt examples/requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install "ikomia>=0.16.1,<0.17"
 	$(RUN) -m pip install -r build_requirements.txt --no-build-isolation
 	$(RUN) -m pip install -r requirements.txt --no-build-isolation
-	$(RUN) -m pip install -r requirements-dev.txt
+	$(RUN) -m pip install -r requirements-dev.txt -r examples/requirements.txt
 	$(RUN) -m pip check
 	touch $@

@@ -12,6 +12,7 @@ import ctypes
 import functools
 import logging
 import os
+import random
 import sys
 import threading
 import warnings
@@ -60,14 +61,16 @@ def choose_precision(device: torch.device) -> torch.dtype:
 
 @contextlib.contextmanager
 def importing_sam3() -> Iterator[None]:
-    """While sam3's modules are imported: keeps TF32 flags, warnings filters, root logger's handlers, environment."""
+    """While the package is imported: keeps TF32 flags, warnings filters, log handlers, environment, random numbers."""
     handlers = list(logging.root.handlers)
+    state = random.getstate()  # some versions of rich, which some of huggingface_hub import, draw from it
     with _float32_precision_kept(), _environment_kept(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             yield
         finally:
             logging.root.handlers[:] = handlers
+            random.setstate(state)
 
 
 @contextlib.contextmanager

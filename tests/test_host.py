@@ -140,7 +140,8 @@ sys.path.insert(0, {tests!r})
 from host_state import changes, snapshot
 before = snapshot()
 {then}
-assert changes(before, snapshot()) == []
+changed = changes(before, snapshot())
+assert not changed, changed
 """
 
 

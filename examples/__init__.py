@@ -1,0 +1,1 @@
+"""The engine at work in larger programs."""
