@@ -127,6 +127,7 @@ class SegmentOutputs:
         """Leave exactly ``count`` mask outputs, all empty, and no objects."""
         task = self._task
         self._objects.clear_data()
+        self._objects.description = ""
         while task.get_output_count() > 1 + count or self._has_objects():
             if not self._has_objects():
                 self._spare_masks.append(task.get_output(task.get_output_count() - 1))

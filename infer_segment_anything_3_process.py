@@ -3,8 +3,11 @@
 import contextlib
 import copy
 import logging
+import numbers
+import os
 from pathlib import Path
 
+import numpy as np
 from ikomia import core, dataprocess
 
 from .infer_segment_anything_3_outputs import SegmentOutputs
@@ -48,6 +51,15 @@ class InferSegmentAnything3ParamFactory(dataprocess.CTaskParamFactory):
         return InferSegmentAnything3Param()
 
 
+def _as_string(name, value):
+    """A parameter's value as the string in which it travels."""
+    if value is None:
+        return ""
+    if isinstance(value, str | numbers.Number | np.bool_ | np.ndarray | list | tuple | os.PathLike):
+        return str(value)
+    raise ValueError(f"{name} = {quote(value)}: expected a string, not {type(value).__name__}.")
+
+
 @contextlib.contextmanager
 def _parameter_named(settings):
     """Errors about a checkpoint begin with the parameter that names it, if it does."""
@@ -84,7 +96,8 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
         """Change some parameters.
 
         Args:
-            params: names to values; a value that is no string is taken as ``str()`` writes it.
+            params: names to values; None is the empty string; numbers, booleans, paths, lists, tuples and arrays are
+                taken as ``str()`` writes them.
 
         Raises:
             ValueError: a value is not what its parameter expects; then nothing is changed.
@@ -93,9 +106,11 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
         unknown = [name for name in params if name not in known]
         if unknown:
             logger.warning(
-                "There is no parameter %s: it is ignored. There are: %s.", ", ".join(unknown), ", ".join(known)
+                "There is no parameter %s: it is ignored. There are: %s.",
+                ", ".join(map(str, unknown)),
+                ", ".join(known),
             )
-        super().set_parameters({name: str(value) for name, value in params.items()})
+        super().set_parameters({name: _as_string(name, params[name]) for name in params if name in known})
 
     def get_progress_steps(self):
         """Steps that a run reports: model, image, prompt."""
@@ -120,11 +135,11 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
         self.begin_task_run()
         try:
             self._segment_input()
+            self.end_task_run()
+            self._outputs.save_further_masks()
         except BaseException:
             self._outputs.clear()  # no half a result
             raise
-        self.end_task_run()
-        self._outputs.save_further_masks()
 
     def _segment_input(self):
         """Fill the outputs with what the parameters, or else the drawn graphics, ask for."""

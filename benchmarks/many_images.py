@@ -18,7 +18,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -28,11 +28,9 @@ import psutil
 import pyarrow as pa
 import torch
 
-from benchmarks.timing import last_line_of, seconds_of
+from benchmarks.timing import last_line_of, watching
 from demo.scenes import draw_scene
-from examples.ray_folder import REPOSITORY, Folder, Rows, segment_folder, start_ray
-from sam3_engine.model import load_model
-from sam3_engine.predictor import Predictor
+from examples.ray_folder import REPOSITORY, Folder, Rows, Segmenter, decode, record, segment_folder, start_ray
 from sam3_engine.settings import Settings
 
 _DRAWN = 20  # different pictures; the others are those again, which a worker has forgotten by then
@@ -51,17 +49,43 @@ def _draw(folder: Path, count: int, side: int) -> None:
         (folder / f"{number:05}.jpg").write_bytes(files[number % _DRAWN])
 
 
-def _seconds_of_the_network(folder: Path) -> float:
-    """For one image, on one core, without anything around it; median."""
+def _milliseconds_by_part(folder: Path) -> dict[str, float]:
+    """For one image, on one core, without Ray: the network, and each thing that is done around it."""
     torch.set_num_threads(1)
-    predictor = Predictor(load_model(Path(_SETTINGS.model_weight_file), torch.device("cpu")))
-    prompt = _SETTINGS.prompt()
-    assert prompt is not None
-    seconds = []
-    for path in sorted(folder.iterdir())[:_DRAWN]:
-        image = np.asarray(PIL.Image.open(path))
-        seconds.append(seconds_of(lambda image=image: predictor.segment(predictor.encode_image(image), prompt)))  # type: ignore[misc]
-    return statistics.median(seconds[2:])
+    paths = pa.table({"path": Folder(str(folder)).files()[:_DRAWN]})
+    segmenter = Segmenter(_SETTINGS, keep_pixels=False)
+    segmenter(decode(paths, Folder(str(folder))))  # the first ones take longer
+    seconds: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as place:
+        output = Folder(place)
+        rows = Rows(output)
+        for _ in range(3):
+            steps = _steps(segmenter, Folder(str(folder)), output, rows)
+            table = paths
+            for name, step in steps.items():
+                start = time.perf_counter()
+                with watching({"network": (segmenter, "ask")}) as watched:
+                    table = step(table)
+                seconds.setdefault(name, []).append(time.perf_counter() - start - watched["network"])
+                if watched["network"]:
+                    seconds.setdefault("the network", []).append(watched["network"])
+    return {name: 1000 * statistics.median(values) / _DRAWN for name, values in seconds.items()}
+
+
+def _steps(
+    segmenter: Segmenter, source: Folder, output: Folder, rows: Rows
+) -> dict[str, Callable[[pa.Table], pa.Table]]:
+    def add(recorded: pa.Table) -> pa.Table:
+        rows.add(recorded)
+        rows.flush()
+        return recorded
+
+    return {
+        "read and decode": lambda paths: decode(paths, source),
+        "masks to bits, in the worker": segmenter,
+        "bits to COCO's encoding": lambda segmented: record(segmented, output, label_maps=False, overlays=False),
+        "into the dataset, in the driver": add,
+    }
 
 
 @contextlib.contextmanager
@@ -123,7 +147,7 @@ def _measure(count: int, side: int, repeat: int) -> str:
                 pinned = ("--pinned",) if alone else ()
                 said = last_line_of("benchmarks.many_images", "--run", folder, "--workers", workers, *pinned)
                 rates[name].append(json.loads(said))
-        network = _seconds_of_the_network(Path(folder))
+        parts = _milliseconds_by_part(Path(folder))
     one, free, two = (statistics.median(rates[name]) for name in variants)
     return "\n".join(
         [
@@ -132,8 +156,8 @@ def _measure(count: int, side: int, repeat: int) -> str:
             f"one worker, the rest elsewhere   {free:6.1f}",
             f"two workers, two cores           {two:6.1f}",
             f"efficiency                       {two / one / 2:6.2f} of the first, {two / free / 2:.2f} of the second",
-            f"network, on one core             {1000 * network:6.1f} ms an image",
-            f"all around it, on the same core  {1000 * (1 / one - network):6.1f} ms an image",
+            f"all around the network           {1000 / one - parts['the network']:6.1f} ms an image, of which",
+            *(f"  {name:31}{milliseconds:6.1f}" for name, milliseconds in parts.items()),
         ]
     )
 

@@ -30,7 +30,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
@@ -44,6 +44,9 @@ from sam3_engine.images import ImageError, as_rgb8, pixels_of
 from sam3_engine.prompts import Prompt
 from sam3_engine.settings import Settings
 from sam3_engine.weights import WeightsError, find_checkpoint
+
+if TYPE_CHECKING:
+    from sam3_engine.segments import Segment
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -233,19 +236,23 @@ class Segmenter:
     def _instances(self, image: np.ndarray) -> list[dict[str, Any]]:
         from sam3_engine.segments import masks_of
 
+        segments = self.ask(image)
+        return [
+            _instance(segment.label, segment.score, mask)
+            for segment, mask in zip(segments, masks_of(segments), strict=True)
+        ]
+
+    def ask(self, image: np.ndarray) -> list[Segment]:
+        """What the network finds in an image (H, W, 3) uint8 RGB."""
         settings = self._settings
         prompt = self._prompt.clipped(image.shape[1], image.shape[0])
-        segments = self._predictor.segment(
+        return self._predictor.segment(
             self._predictor.encode_image(image, settings.input_size_percent),
             prompt,
             confidence_threshold=settings.confidence_threshold,
             iou_threshold=settings.iou_threshold,
             multimask=settings.multimask_output,
         )
-        return [
-            _instance(segment.label, segment.score, mask)
-            for segment, mask in zip(segments, masks_of(segments), strict=True)
-        ]
 
 
 def _prompt_of(settings: Settings) -> Prompt:

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import os
 import threading
-import warnings
 import weakref
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,7 +19,7 @@ import torch
 
 from .architecture import Architecture
 from .recent import Recent
-from .runtime import choose_precision, importing_sam3, inference
+from .runtime import choose_precision, importing_sam3, inference, warnings_ignored
 
 with importing_sam3():
     from .network import Sam3Image, build_network
@@ -168,8 +167,9 @@ class Model:
                 self.network.state_dict().items(), network.state_dict().values(), strict=True
             )
         }
-        network.load_state_dict(tensors, assign=True)
-        return network.requires_grad_(False).to(self.device)
+        with torch.inference_mode(False):  # as in load_model
+            network.load_state_dict(tensors, assign=True)
+            return network.requires_grad_(False).to(self.device)
 
 
 def shared_model(checkpoint: Path, device: torch.device) -> Model:
@@ -236,14 +236,20 @@ def load_model(checkpoint: Path, device: torch.device, precision: torch.dtype | 
     architecture, tensors = _read(checkpoint)
     try:
         network = build_network(architecture, device, without_weights=True)
-    except (AssertionError, RuntimeError, ValueError) as error:  # sizes that are possible each, but not together
+    except (
+        AssertionError,
+        IndexError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # sizes that are possible each, but not together
         raise CheckpointError(checkpoint, f"a network of its architecture cannot be built ({error})") from error
-    network.load_state_dict(_fitted(checkpoint, tensors, network.state_dict()), assign=True)
-    network.requires_grad_(False)
     precision = precision or choose_precision(device)
-    if device.type == "cuda":  # a CPU casts faster than it reads, and its weights stay in the file until they are used
-        cast_encoder_weights(network, device, precision)
-    return Model(checkpoint, network.to(device), architecture, device, precision)
+    with torch.inference_mode(False):  # whatever the host is in: the tensors outlive this
+        network.load_state_dict(_fitted(checkpoint, tensors, network.state_dict()), assign=True)
+        network.requires_grad_(False)
+        if device.type == "cuda":  # a CPU casts faster than it reads, and its weights stay in the file until then
+            cast_encoder_weights(network, device, precision)
+        return Model(checkpoint, network.to(device), architecture, device, precision)
 
 
 def cast_encoder_weights(network: Sam3Image, device: torch.device, precision: torch.dtype) -> None:
@@ -272,17 +278,34 @@ def checkpoint_contents(network: Sam3Image, architecture: Architecture) -> dict[
     return {"model": tensors, "architecture": architecture.to_dict()}
 
 
-def _read(checkpoint: Path) -> tuple[Architecture, Mapping[str, Any]]:
+def _check_archive(checkpoint: Path) -> None:
+    """Refuse what is no archive, or a damaged one: torch does not look at checksums. SAM 3's take less than a second.
+
+    Raises:
+        CheckpointError: see the message.
+    """
     try:
         with checkpoint.open("rb") as file:
-            whole = zipfile.is_zipfile(file)
+            if not zipfile.is_zipfile(file):
+                raise CheckpointError(checkpoint, "it is another kind of file, or only the beginning of one")
+            archive = zipfile.ZipFile(file)
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise CheckpointError(checkpoint, "it was packed anew, with compression, which torch cannot read")
+            damaged = archive.testzip()
     except OSError as error:
         raise CheckpointError(checkpoint, f"it cannot be opened ({error.strerror})") from error
-    if not whole:
-        raise CheckpointError(checkpoint, "it is another kind of file, or only the beginning of one")
+    except (EOFError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(checkpoint, f"it is damaged ({error})") from error
+    if damaged:
+        raise CheckpointError(checkpoint, f"it is damaged: the checksum of its part {damaged} is wrong")
+
+
+def _read(checkpoint: Path) -> tuple[Architecture, Mapping[str, Any]]:
+    _check_archive(checkpoint)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings_ignored(), torch.inference_mode(False):
             contents = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged file can end in any of them
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -323,6 +346,8 @@ def _fitted(
 
     for name, wanted in expected.items():
         tensor = renamed[name]
+        if isinstance(tensor, torch.Tensor) and (tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta):
+            raise CheckpointError(checkpoint, f"'{name}' is sparse, nested or without data")
         if not isinstance(tensor, torch.Tensor) or tensor.shape != wanted.shape:
             found = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
             raise CheckpointError(checkpoint, f"'{name}' is {found}, not of shape {tuple(wanted.shape)}")

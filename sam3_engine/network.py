@@ -73,7 +73,7 @@ def build_network(architecture: Architecture, device: torch.device, *, without_w
             inst_interactive_predictor=_interactive_predictor(architecture),
             matcher=None,
         )
-    with building_network(device, without_weights=False):  # no parameter, yet made with torch.empty
+    with building_network(device, without_weights=False, draws=False):  # made with torch.empty, but no weight
         text_transformer = network.backbone.language_backbone.encoder
         text_transformer.attn_mask = text_transformer.build_causal_mask().to(device)
     return network.eval()

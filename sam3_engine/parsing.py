@@ -13,8 +13,11 @@ import json
 import math
 import re
 import tokenize
+import warnings
 from collections.abc import Sequence
 from typing import Any
+
+from .runtime import warnings_ignored
 
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
@@ -72,6 +75,8 @@ def parse_phrases(text: str) -> tuple[str, ...]:
         raise PromptError("input_text", text, f"expected a noun phrase of at most {_LONGEST_PHRASE} characters")
     if "" in phrases:
         raise PromptError("input_text", text, f"there is a blank phrase; {_PHRASES_EXPECTED}")
+    if re.search("[\ud800-\udfff]", "".join(phrases)):
+        raise PromptError("input_text", text, f"there is half a character (a lone surrogate); {_PHRASES_EXPECTED}")
     return tuple(dict.fromkeys(phrases))
 
 
@@ -125,8 +130,8 @@ def check_boxes(parameter: str, boxes: Sequence[Sequence[float]]) -> None:
             raise PromptError(parameter, in_brackets(box), f"the box has no area; {_BOXES_EXPECTED}")
 
 
-def check_label_count(parameter: str, labels: Sequence[int], labelled: Sequence[Any], name: str, typed: str) -> None:
-    """Refuse labels that are not one for each of what they are to label.
+def check_labels(parameter: str, labels: Sequence[int], labelled: Sequence[Any], name: str, typed: str) -> None:
+    """Refuse labels that are none, or are not one for each of what they are to label.
 
     Args:
         parameter: ``input_point_label`` or ``input_box_label``.
@@ -136,8 +141,11 @@ def check_label_count(parameter: str, labels: Sequence[int], labelled: Sequence[
         typed: the labels as typed.
 
     Raises:
-        PromptError: they are more or fewer.
+        PromptError: they are more or fewer, or one is neither 0 nor 1.
     """
+    for label in labels:
+        if label not in (0, 1):
+            raise PromptError(parameter, typed, f"{quote(label)} is not a label; {_LABELS_EXPECTED[parameter]}")
     if len(labels) != len(labelled):
         counts = f"{len(labels)} label(s) for {len(labelled)} {name}"
         raise PromptError(parameter, typed, f"{counts}; {_LABELS_EXPECTED[parameter]}")
@@ -171,10 +179,10 @@ def _parse_literal(text: str) -> list[Any] | tuple[Any, ...] | None:
         return json.loads(text)
     except (ValueError, RecursionError):
         pass
-    if re.search(r"\\[^\\'\"nrtxuU]", text):  # an escape that Python may warn of, and does not write
-        return None
     try:
-        value = ast.literal_eval(text)
+        with warnings_ignored():
+            warnings.simplefilter("error")  # what Python would warn of, it does not write
+            value = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return None
     return value if isinstance(value, list | tuple) and not _lacks_comma(text) else None
@@ -183,7 +191,8 @@ def _parse_literal(text: str) -> list[Any] | tuple[Any, ...] | None:
 def _lacks_comma(text: str) -> bool:
     """Whether strings stand side by side, which Python would join."""
     kinds = [token.type for token in tokenize.generate_tokens(io.StringIO(text).readline)]
-    return any(a == b == tokenize.STRING for a, b in itertools.pairwise(kind for kind in kinds if kind != tokenize.NL))
+    seen = (kind for kind in kinds if kind in (tokenize.STRING, tokenize.OP))  # not comments and ends of lines
+    return any(a == b == tokenize.STRING for a, b in itertools.pairwise(seen))
 
 
 def _parse_labels(parameter: str, text: str) -> tuple[int, ...]:

@@ -60,12 +60,14 @@ class ImageEmbedding:
     Attributes:
         features: the feature pyramids of both heads, on the model's device.
         width, height: of the source image, in pixels.
+        resolution: the side of the network's input that it was made at, in pixels.
         answers: what the detector answered for the last concepts, so that another threshold is but a filter.
     """
 
     features: Mapping[str, Any]
     width: int
     height: int
+    resolution: int
     answers: Recent[_Instances] = field(default_factory=lambda: Recent(_ANSWERS_KEPT), repr=False)
 
 
@@ -106,14 +108,18 @@ class Predictor:
 
         Raises:
             ImageError: the image cannot be segmented.
+            ValueError: ``size_percent`` is out of range.
             DeviceMemoryError: there is too little memory.
         """
-        rgb = as_rgb8(pixels_of(image) if isinstance(image, PIL.Image.Image) else image)
+        if not 1 <= size_percent <= 100:
+            raise ValueError(f"size_percent = {size_percent}: expected 1 to 100.")
+        # a copy: the caller may write to the image while this waits for the model
+        rgb = as_rgb8(pixels_of(image) if isinstance(image, PIL.Image.Image) else image).copy()
         key = (content_digest(rgb), size_percent, self.resolution)
         return self.model.run(lambda: self.model.embeddings.get(key, lambda: self._encode(rgb, size_percent)))
 
     def _encode(self, rgb: np.ndarray, size_percent: int) -> ImageEmbedding:
-        pixels = torch.from_numpy(rgb.copy()).permute(2, 0, 1)
+        pixels = torch.from_numpy(rgb).permute(2, 0, 1)
         height, width = pixels.shape[1:]
         if size_percent < 100:
             shrunk = [max(1, round(side * size_percent / 100)) for side in (height, width)]
@@ -122,7 +128,7 @@ class Predictor:
         # the package copies the same tables for each image and head, more than the features themselves
         tables = self.model.position_tables.get(self.resolution, lambda: features["vision_pos_enc"])
         features["vision_pos_enc"] = features["sam2_backbone_out"]["vision_pos_enc"] = tables
-        return ImageEmbedding(features, width, height)
+        return ImageEmbedding(features, width, height, self.resolution)
 
     def segment(
         self,
@@ -148,11 +154,16 @@ class Predictor:
 
         Raises:
             PromptError: the prompt is empty, or cannot be used on this image: see its ``clipped``.
+            ValueError: the embedding was made at another input size.
             CheckpointError: the network's answer is not a number.
             DeviceMemoryError: there is too little memory.
         """
         if not prompt:
             raise PromptError("prompt", prompt, "there is nothing to segment; expected a phrase, a box or a point")
+        if embedding.resolution != self.resolution:
+            raise ValueError(
+                f"An embedding made at an input size of {embedding.resolution} cannot be used at {self.resolution}."
+            )
         inside = prompt.clipped(embedding.width, embedding.height)
         relative = inside.scaled(1 / embedding.width, 1 / embedding.height)
 

@@ -19,7 +19,7 @@ from .parsing import (
     Point,
     PromptError,
     check_boxes,
-    check_label_count,
+    check_labels,
     in_brackets,
     parse_box_labels,
     parse_boxes,
@@ -48,6 +48,10 @@ class ConceptPrompt:
     boxes: tuple[Box, ...] = ()
     box_labels: tuple[int, ...] = ()
     drawn: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.phrases, str):
+            raise TypeError(f"phrases = {self.phrases!r}: expected a tuple of strings")
 
     def __bool__(self) -> bool:
         return bool(self.phrases or self.boxes)
@@ -248,7 +252,7 @@ def _check_examples(prompt: ConceptPrompt, typed: str = "") -> None:
     labels = prompt.box_labels
     typed = typed or str(list(labels))
     name = "drawn rectangle(s)" if prompt.drawn else "box(es) in input_box"
-    check_label_count("input_box_label", labels, prompt.boxes, name, typed)
+    check_labels("input_box_label", labels, prompt.boxes, name, typed)
     if prompt.boxes and len(prompt.phrases) > 1:
         reason = f"example boxes go with one phrase, or with none, not with {len(prompt.phrases)}"
         raise PromptError("input_text", list(prompt.phrases), reason)
@@ -273,7 +277,7 @@ def _geometric_prompt(
 def _check_point_labels(prompt: GeometricPrompt, typed: str = "") -> None:
     labels = prompt.point_labels
     name = "drawn point(s)" if prompt.drawn else "point(s) in input_point"
-    check_label_count("input_point_label", labels, prompt.points, name, typed or str(list(labels)))
+    check_labels("input_point_label", labels, prompt.points, name, typed or str(list(labels)))
 
 
 def _usable(prompt: GeometricPrompt) -> GeometricPrompt:

@@ -64,8 +64,7 @@ def importing_sam3() -> Iterator[None]:
     """While the package is imported: keeps TF32 flags, warnings filters, log handlers, environment, random numbers."""
     handlers = list(logging.root.handlers)
     state = random.getstate()  # some versions of rich, which some of huggingface_hub import, draw from it
-    with _float32_precision_kept(), _environment_kept(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _float32_precision_kept(), _environment_kept(), warnings_ignored():
         try:
             yield
         finally:
@@ -74,24 +73,37 @@ def importing_sam3() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def building_network(device: torch.device, *, without_weights: bool) -> Iterator[None]:
+def building_network(device: torch.device, *, without_weights: bool, draws: bool | None = None) -> Iterator[None]:
     """While sam3's classes are instantiated: what they make is on ``device``; random states and autocast are kept.
 
     Args:
         device: where buffers and precomputed tables go, whatever device the package names.
-        without_weights: make every ``torch.empty`` tensor, which means every large parameter, on the meta device, so
-            that it takes no memory and no time until a checkpoint is assigned.
+        without_weights: make every ``torch.empty`` tensor, which means every large parameter, and what is random on the
+            meta device, so that it takes no memory and no time until a checkpoint is assigned.
+        draws: whether random numbers are drawn; by default if there are weights to be initialised. Other threads that
+            draw meanwhile get the same numbers again.
     """
     import torch
 
     with (
         _SWITCHES.kept(),
-        warnings.catch_warnings(),
-        torch.random.fork_rng(devices=[]),
+        warnings_ignored(),
+        torch.random.fork_rng(devices=[], enabled=not without_weights if draws is None else draws),
         torch.autocast(device.type, enabled=False),
+        torch.inference_mode(False),  # whatever the host is in: the tensors outlive this
         _package_defaults(),
-        _redirection(device, empty_on_meta=without_weights),
+        _redirection(device, without_weights=without_weights),
     ):
+        yield
+
+
+_WARNINGS_LOCK = threading.RLock()
+
+
+@contextlib.contextmanager
+def warnings_ignored() -> Iterator[None]:
+    """Meanwhile no warning is shown. One thread at a time: two that overlap would restore each other's filters."""
+    with _WARNINGS_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
@@ -163,17 +175,22 @@ def _environment_kept() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _redirection(device: torch.device, *, empty_on_meta: bool = False) -> contextlib.AbstractContextManager[Any]:
+def _redirection(device: torch.device, *, without_weights: bool = False) -> contextlib.AbstractContextManager[Any]:
     """A mode in which torch calls of this thread that name a CUDA device mean ``device`` instead."""
     import torch
     from torch.overrides import TorchFunctionMode
+
+    weights = (torch.empty, torch.rand, torch.randn) if without_weights else ()
+    initialisations = (torch.Tensor.uniform_, torch.Tensor.normal_) if without_weights else ()
 
     class Redirection(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = kwargs or {}
             if func is torch.Tensor.pin_memory and device.type != "cuda":
                 return args[0]
-            if empty_on_meta and func is torch.empty:
+            if func in initialisations:
+                return args[0]
+            if func in weights:
                 kwargs = {**kwargs, "device": "meta"}
             elif kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "cuda":
                 kwargs = {**kwargs, "device": device}

@@ -48,7 +48,8 @@ def find_checkpoint(model_weight_file: str, plugin_weights: Path) -> Path:
     if model_weight_file.strip():
         named = os.path.expanduser(model_weight_file.strip())
         if not os.path.isfile(named):
-            reason = "this is a folder" if os.path.isdir(named) else "there is no such file"
+            kinds = {"this is a folder": os.path.isdir, "this is not a file": os.path.lexists}
+            reason = next((kind for kind, is_one in kinds.items() if is_one(named)), "there is no such file")
             typed = quote(model_weight_file.strip(), limit=1000)
             raise ValueError(f"model_weight_file = {typed}: {reason}; expected a SAM 3 checkpoint.")
         return Path(named)
@@ -56,7 +57,17 @@ def find_checkpoint(model_weight_file: str, plugin_weights: Path) -> Path:
     beside_the_plugin = plugin_weights / FILE_NAME
     if beside_the_plugin.is_file():
         return beside_the_plugin
-    return _cached() or _downloaded(beside_the_plugin)
+    place_by_hand = (
+        f"Or put the file {FILE_NAME} at {beside_the_plugin}, or name its path in the parameter model_weight_file; "
+        f"it is to be had at https://huggingface.co/{REPOSITORY}."
+    )
+    try:
+        return _cached() or _downloaded(place_by_hand)
+    except WeightsError:
+        raise
+    except Exception as error:  # of the network, proxies, the environment, a damaged cache: nearly any of them
+        reason = str(error).rstrip(".")
+        raise WeightsError(f"The download of {FILE_NAME} failed: {reason}. {place_by_hand}") from error
 
 
 def _cached() -> Path | None:
@@ -66,8 +77,7 @@ def _cached() -> Path | None:
     return Path(cached) if isinstance(cached, str) else None
 
 
-def _downloaded(beside_the_plugin: Path) -> Path:
-    import httpx
+def _downloaded(place_by_hand: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -79,10 +89,6 @@ def _downloaded(beside_the_plugin: Path) -> Path:
     )
 
     logger.info("Downloading %s from %s (3.45 GB, once).", FILE_NAME, REPOSITORY)
-    place_by_hand = (
-        f"Or put the file {FILE_NAME} at {beside_the_plugin}, or name its path in the parameter model_weight_file; "
-        f"it is to be had at https://huggingface.co/{REPOSITORY}."
-    )
     try:
         return Path(hf_hub_download(REPOSITORY, FILE_NAME))
     except (GatedRepoError, RepositoryNotFoundError) as error:
@@ -104,9 +110,6 @@ def _downloaded(beside_the_plugin: Path) -> Path:
         raise WeightsError(f"{REPOSITORY} has no file {FILE_NAME}. {place_by_hand}") from error
     except HfHubHTTPError as error:
         raise _refused(error, place_by_hand) from error
-    except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:  # hf_xet has no exceptions of its own
-        reason = str(error).rstrip(".")
-        raise WeightsError(f"The download of {FILE_NAME} failed: {reason}. {place_by_hand}") from error
 
 
 def _refused(error: Exception, place_by_hand: str) -> WeightsError:

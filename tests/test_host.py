@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -218,3 +219,52 @@ def test_a_workflow_leaves_the_process_as_ikomia_made_it_and_prints_nothing_of_i
     ikomias_own = re.compile(r"Workflow Untitled run successfully in [\d.]+ ms\.")
     assert [line for line in said.splitlines() if not ikomias_own.fullmatch(line)] == []
     assert len(ikomias_own.findall(said)) == 3
+
+
+def test_models_built_in_two_threads_leave_the_warnings_as_they_were(small_checkpoint, tmp_path):
+    copy = tmp_path / "copy.pt"
+    copy.write_bytes(small_checkpoint.read_bytes())
+    before = list(warnings.filters)
+
+    def build(checkpoint):
+        model = load_model(checkpoint, CPU)
+        for side in (112, 168, 196, 224, 280):
+            model.network_at(side)
+
+    for _ in range(3):
+        threads = [threading.Thread(target=build, args=(checkpoint,)) for checkpoint in (small_checkpoint, copy)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    assert list(warnings.filters) == before
+
+
+def test_other_threads_draw_no_random_number_twice_while_a_model_loads(small_checkpoint):
+    drawn, stop = [], threading.Event()
+
+    def draw():
+        while not stop.wait(0.001):
+            drawn.append(torch.randint(2**62, (1,)).item())
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    for _ in range(3):
+        load_model(small_checkpoint, CPU).network_at(168)
+    stop.set()
+    thread.join(10)
+    assert len(drawn) > 20
+    assert len(set(drawn)) == len(drawn)
+
+
+def test_a_model_loaded_in_the_hosts_inference_mode_serves_outside_of_it(small_checkpoint, photograph):
+    with torch.inference_mode():
+        model = load_model(small_checkpoint, CPU)
+    box = GeometricPrompt(boxes=((60, 80, 300, 330),))
+    reference = load_model(small_checkpoint, CPU)
+    for size in (168, 0):
+        found, wanted = (
+            predictor.segment(predictor.encode_image(photograph), box)[0].mask
+            for predictor in (Predictor(model, size), Predictor(reference, size))
+        )
+        assert np.array_equal(found, wanted)

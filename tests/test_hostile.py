@@ -55,6 +55,7 @@ WRONG_TEXTS = [
     "x" * 1001,
     "x " * LONG,
     *("[shoe]", '["shoe"', '["shoe", 5]', '["shoe", ""]', '["shoe", null]', '[["shoe"]]', "[1, 2]", "['a', b'b']"),
+    *("['a' if 1else 2]", "['a' # x\n'b']", "['a'\r'b']", '["\\ud83d"]', '["shoe", "\\udc00"]'),
     *("[" * LONG, str(["x" * 1001]), "[\x00]", "(1, 2)", "('a', 5)"),
 ]
 WRONG_PROMPTS = [

@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import weakref
+import zipfile
 
 import numpy as np
 import pytest
@@ -119,6 +120,12 @@ BAD_TENSORS = {
     "another network": (lambda t: {"layer1.weight": torch.zeros(3)}, "begins with 'detector.'"),
     "SAM 3.1": (lambda t: {"tracker.model.interactive_sam.weight": torch.zeros(3)}, "SAM 3.1 'multiplex'"),
     "nothing": (lambda t: {}, "begins with 'detector.'"),
+    "a tensor without data": (
+        lambda t: {**t, first(t, "qkv.weight"): t[first(t, "qkv.weight")].to("meta")},
+        "without data",
+    ),
+    "a sparse tensor": (lambda t: {**t, first(t, "qkv.weight"): t[first(t, "qkv.weight")].to_sparse()}, "sparse"),
+    "a sparse table": (lambda t: {**t, first(t, "qkv.weight"): t[first(t, "qkv.weight")].to_sparse_csr()}, "sparse"),
 }
 
 
@@ -166,6 +173,27 @@ def test_a_truncated_file_is_refused(small_checkpoint, tmp_path, kept):
     part.write_bytes(data[: kept if isinstance(kept, int) else int(kept * len(data))])
     with pytest.raises(CheckpointError, match="only the beginning"):
         load_model(part, CPU)
+
+
+def test_a_file_with_a_hole_is_refused(small_checkpoint, tmp_path):
+    """Of full length, as some downloaders leave it: torch reads it without a word."""
+    data = bytearray(small_checkpoint.read_bytes())
+    at = int(0.6 * len(data))
+    data[at : at + 4096] = bytes(4096)
+    damaged = tmp_path / "hole.pt"
+    damaged.write_bytes(data)
+    assert torch.load(damaged, weights_only=True).keys() == {"model", "architecture"}
+    with pytest.raises(CheckpointError, match="the checksum of its part .*/data/.* is wrong"):
+        load_model(damaged, CPU)
+
+
+def test_a_file_that_was_packed_anew_is_refused(small_checkpoint, tmp_path):
+    packed = tmp_path / "packed.pt"
+    with zipfile.ZipFile(small_checkpoint) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    with pytest.raises(CheckpointError, match="packed anew"):
+        load_model(packed, CPU)
 
 
 @pytest.mark.parametrize("seed", range(40))

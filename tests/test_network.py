@@ -78,7 +78,10 @@ def test_the_names_in_a_checkpoint_are_those_of_metas_file(ours):
 def test_without_weights_only_small_parameters_take_memory(ours):
     made = sum(parameter.numel() for parameter in ours.parameters() if not parameter.is_meta)
     assert made < 2e6
-    assert not any(buffer.is_meta for buffer in ours.buffers())
+    # what is random is in a checkpoint, too
+    assert {name.rpartition(".")[2] for name, buffer in ours.named_buffers() if buffer.is_meta} == {
+        "positional_encoding_gaussian_matrix"
+    }
 
 
 def test_a_small_network_has_the_sizes_asked_for():

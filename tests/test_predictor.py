@@ -95,6 +95,19 @@ def test_a_prompt_made_by_hand_is_checked_too(predictor, embedding, prompt, mess
         predictor.segment(embedding, prompt)
 
 
+def test_an_embedding_of_another_input_size_is_refused(predictor, photograph):
+    other = Predictor(predictor.model, 168)
+    for prompt in (ConceptPrompt(("shoe",)), GeometricPrompt(boxes=((60, 80, 300, 330),))):
+        with pytest.raises(ValueError, match="made at an input size of 168"):
+            predictor.segment(other.encode_image(photograph), prompt)
+
+
+@pytest.mark.parametrize("percent", [0, -5, 101])
+def test_a_size_out_of_range_is_refused(predictor, photograph, percent):
+    with pytest.raises(ValueError, match=f"size_percent = {percent}: expected 1 to 100"):
+        predictor.encode_image(photograph, percent)
+
+
 def test_the_threshold_is_exclusive_and_keeps_the_order(predictor, embedding):
     every = predictor.segment(embedding, ConceptPrompt(("shoe",)), confidence_threshold=0.0)
     scores = [segment.score for segment in every]

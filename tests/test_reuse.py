@@ -377,3 +377,30 @@ def test_an_error_in_a_prompt_leaves_no_image_behind(predictor, photograph, monk
             predictor.segment(embedding, BOX)
     assert interactive._features is None
     assert predictor.segment(embedding, BOX)
+
+
+def test_an_image_that_changes_while_its_run_waits_is_not_taken_for_another(small_checkpoint, photograph):
+    """Ikomia hands over the caller's array, which may be a camera's buffer."""
+    predictor = Predictor(load_model(small_checkpoint, CPU))
+    buffer, waiting, change = photograph.copy(), threading.Event(), threading.Event()
+
+    def hold():
+        with predictor.model.running():
+            waiting.set()
+            change.wait(20)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    waiting.wait(20)
+    runner = threading.Thread(target=predictor.encode_image, args=(buffer,))
+    runner.start()
+    runner.join(0.5)  # by then it waits
+    buffer[:] = photograph[::-1]
+    change.set()
+    holder.join(20)
+    runner.join(20)
+
+    alone = Predictor(load_model(small_checkpoint, CPU))
+    for image in (photograph, photograph[::-1]):
+        found, wanted = (one.segment(one.encode_image(image), BOX)[0] for one in (predictor, alone))
+        assert (found.score, found.mask.tobytes()) == (wanted.score, wanted.mask.tobytes())

@@ -173,7 +173,7 @@ class Machine:
             timeout=60,
         )
         assert done.returncode == 0, done.stderr
-        answer = json.loads(done.stdout)
+        answer = json.loads(done.stdout.splitlines()[-1])  # huggingface_hub may have printed before
         if "path" in answer:
             return Outcome(done.stderr, Path(answer["path"]))
         return Outcome(done.stderr, error=answer["error"], message=answer["message"])
@@ -267,6 +267,11 @@ def test_a_named_file_that_is_none_is_refused(machine, hub, named, reason):
     assert f"model_weight_file = '{named}'" in outcome.message
     assert reason in outcome.message
     assert hub.requests == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such file")
+def test_what_is_no_file_says_so(machine):
+    assert "this is not a file" in machine.find_checkpoint("/dev/zero").message
 
 
 # A download
@@ -374,6 +379,30 @@ def test_a_hub_that_cannot_be_reached_leaves_the_file_to_the_user(machine):
     assert outcome.error == "WeightsError"
     assert "cannot be reached" in outcome.message
     assert TOKEN not in outcome.message + outcome.stderr
+    assert_says_where_to_put_the_file(outcome, machine)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"HTTP_PROXY": "socks5://127.0.0.1:9"},
+        {"HTTP_PROXY": "::bad::"},
+        {"HF_ENDPOINT": "http://[::1"},
+        {"HF_HUB_ETAG_TIMEOUT": "abc"},
+    ],
+    ids=str,
+)
+def test_odd_settings_of_the_network_leave_the_file_to_the_user(machine, environment):
+    machine.endpoint = "http://192.0.2.1"  # not this machine, which no proxy is asked for
+    outcome = machine.find_checkpoint(**environment)
+    assert outcome.error == "WeightsError"
+    assert_says_where_to_put_the_file(outcome, machine)
+
+
+def test_a_damaged_cache_leaves_the_file_to_the_user(machine, hub):
+    (fill_cache(machine, hub).parents[2] / "refs" / "main").write_bytes(b"\xff\xfe")
+    outcome = machine.find_checkpoint()
+    assert outcome.error == "WeightsError"
     assert_says_where_to_put_the_file(outcome, machine)
 
 

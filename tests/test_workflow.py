@@ -303,6 +303,25 @@ def test_values_of_the_task_may_be_pythons_own(algorithm):
     ]
 
 
+def test_none_is_nothing(algorithm):
+    algorithm.set_parameters({"input_text": "shoe", "input_box": BOXES})
+    algorithm.set_parameters({"input_text": None, "input_box": None})
+    assert (algorithm.get_parameters()["input_text"], algorithm.get_parameters()["input_box"]) == ("", "")
+
+
+@pytest.mark.parametrize("value", [b"shoe", {"shoe"}, {"shoe": 1}, (word for word in ("shoe",)), object, (1).__add__])
+def test_what_is_no_value_is_refused(algorithm, value):
+    before = algorithm.get_parameters()
+    with pytest.raises(ValueError, match="^input_text = .*: expected a string, not "):
+        algorithm.set_parameters({"input_text": value})
+    assert algorithm.get_parameters() == before
+
+
+def test_a_name_may_be_anything(algorithm, caplog):
+    algorithm.set_parameters({1: 2, None: 3})
+    assert warnings_of(caplog)[0].startswith("There is no parameter 1, None: ")
+
+
 def test_a_misspelt_parameter_is_named_in_a_warning(workflow, algorithm, caplog):
     before = algorithm.get_parameters()
     workflow.set_parameters({"input_txt": "shoe", "confidence_treshold": 0.3, "input_text": "hat"}, task_obj=algorithm)
@@ -504,6 +523,25 @@ def test_a_folder_run_survives_a_broken_image_and_saves_every_mask(workflow, alg
         saved = dataprocess.CSemanticSegmentationIO()
         saved.load(str(path))
         assert np.array_equal(saved.get_mask(), reference[int(name[2:] or 1) - 1])
+
+
+def test_a_run_whose_masks_cannot_be_saved_leaves_none(run, algorithm, monkeypatch):
+    def disk_full():
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(algorithm._outputs, "save_further_masks", disk_full)
+    with pytest.raises(RuntimeError, match="No space left"):
+        run(input_box=BOXES)
+    assert not any(output.is_data_available() for output in masks_of(algorithm))
+
+
+def test_objects_of_an_earlier_run_are_described_no_more(run, workflow, algorithm, photograph):
+    workflow.set_parameters({**NO_PROMPT, "input_box": BOXES, "instance_output": True}, task_obj=algorithm)
+    workflow.run_on(array=photograph)
+    objects = algorithm.get_outputs()[-1]
+    assert objects.description == f"{len(BOXES)} object(s)"
+    run(input_box=BOXES, instance_output=False)
+    assert (objects.get_object_count(), objects.description) == (0, "")
 
 
 def test_init_long_process_loads_the_model_ahead(workflow, algorithm):
