@@ -132,9 +132,33 @@ def _images_per_second(folder: Path, workers: int) -> float:
             gpus_per_worker=0,
         )
     low, high = (share * rows.count for share in _STEADY)
-    steady = [(when, count) for when, count in arrived if low <= count <= high]
-    (first, count), (last, last_count) = steady[0], steady[-1]
-    return (last_count - count) / (last - first)
+    steady = np.array([moment for moment in arrived if low <= moment[1] <= high])
+    seconds, count = steady[-1] - steady[0]
+    return float(count / seconds)
+
+
+class _Idle:
+    """A worker that does nothing."""
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        return table
+
+
+def _idle_blocks_per_second() -> float:
+    """Blocks that Ray passes through a task, a worker and a task that do nothing; in the steady part of a run."""
+    start_ray()
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    dataset = (
+        ray.data.from_arrow([pa.table({"path": [str(number)]}) for number in range(1000)])
+        .map_batches(_Idle().__call__, batch_format="pyarrow", batch_size=None)
+        .map_batches(_Idle, batch_format="pyarrow", batch_size=None, concurrency=1)
+        .map_batches(_Idle().__call__, batch_format="pyarrow", batch_size=None)
+    )
+    moments = [time.monotonic() for _ in dataset.iter_batches(batch_size=None, batch_format="pyarrow")]
+    first, last = (int(share * len(moments)) for share in _STEADY)
+    return (last - first) / (moments[last] - moments[first])
 
 
 def _measure(count: int, side: int, repeat: int) -> str:
@@ -149,6 +173,7 @@ def _measure(count: int, side: int, repeat: int) -> str:
                 rates[name].append(json.loads(said))
         parts = _milliseconds_by_part(Path(folder))
     one, free, two = (statistics.median(rates[name]) for name in variants)
+    blocks = json.loads(last_line_of("benchmarks.many_images", "--idle"))
     return "\n".join(
         [
             f"{count} pictures of {side * 3 // 2}x{side}, {repeat} runs each, medians",
@@ -157,7 +182,8 @@ def _measure(count: int, side: int, repeat: int) -> str:
             f"two workers, two cores           {two:6.1f}",
             f"efficiency                       {two / one / 2:6.2f} of the first, {two / free / 2:.2f} of the second",
             f"all around the network           {1000 / one - parts['the network']:6.1f} ms an image, of which",
-            *(f"  {name:31}{milliseconds:6.1f}" for name, milliseconds in parts.items()),
+            *(f"  {name:31}{milliseconds:6.2f}" for name, milliseconds in parts.items()),
+            f"Ray alone, with nothing to do    {blocks:6.1f} blocks of images per second",
         ]
     )
 
@@ -171,7 +197,11 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--workers", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--pinned", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--idle", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.idle:
+        print(json.dumps(_idle_blocks_per_second()))
+        return
     if arguments.run is None:
         print(_measure(arguments.images, arguments.side, arguments.repeat))
         return

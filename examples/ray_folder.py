@@ -56,7 +56,6 @@ _SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"
 
 _PATHS_IN_A_TASK = 64  # at most; fewer where each worker would get too few tasks to share them evenly
 _TASKS_FOR_A_WORKER = 8
-_BLOCK_BYTES = 32 * 2**20  # of decoded pictures that travel together: what a killed worker has to do again
 _LOST_BLOCKS = 10  # that may fail for other reasons than a killed worker before the run stops
 
 _ROWS_IN_A_FILE = 10_000
@@ -453,7 +452,6 @@ def segment_folder(
     in_a_task = max(1, min(_PATHS_IN_A_TASK, len(left) // (_TASKS_FOR_A_WORKER * workers[1])))
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.target_max_block_size = _BLOCK_BYTES
     context.max_errored_blocks = _LOST_BLOCKS
     dataset = (
         ray.data.from_arrow([pa.table({"path": left[at : at + in_a_task]}) for at in range(0, len(left), in_a_task)])
