@@ -1,24 +1,112 @@
 """The host process is left as it was found: by importing, loading, running and failing."""
 
+import contextlib
 import os
 import re
 import subprocess
 import sys
 import threading
 import warnings
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from host_state import changes, snapshot
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from demo.plugin import REPOSITORY
-from sam3_engine.model import load_model
+from sam3_engine.model import CheckpointError, load_model, shared_model
 from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import ConceptPrompt, GeometricPrompt, PromptError
 from sam3_engine.runtime import _openmp, building_network, inference
 
 CPU = torch.device("cpu")
+
+
+@contextlib.contextmanager
+def set_for_a_while(set_to, value, before):
+    set_to(value)
+    try:
+        yield
+    finally:
+        set_to(before)
+
+
+HOSTS = {
+    "float64": lambda: set_for_a_while(torch.set_default_dtype, torch.float64, torch.float32),
+    "no flash attention": lambda: set_for_a_while(torch.backends.cuda.enable_flash_sdp, False, True),
+    "TF32": lambda: set_for_a_while(torch.set_float32_matmul_precision, "high", "highest"),
+    "smaller teams": lambda: set_for_a_while(_openmp().omp_set_dynamic, 1, _openmp().omp_get_dynamic()),
+    "one thread": lambda: set_for_a_while(torch.set_num_threads, 1, torch.get_num_threads()),
+    "a device": lambda: torch.device("meta"),
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "no gradients": torch.no_grad,
+    "inference mode": torch.inference_mode,
+    "determinism": lambda: set_for_a_while(torch.use_deterministic_algorithms, True, False),
+    "a seed": lambda: set_for_a_while(torch.manual_seed, 5, 6),
+}
+
+
+def refused_load(checkpoint, image):
+    path = checkpoint.with_name("cut.pt")
+    path.write_bytes(checkpoint.read_bytes()[:5000])
+    with pytest.raises(CheckpointError):
+        load_model(path, CPU)
+
+
+def out_of_memory(checkpoint, image):
+    predictor = Predictor(shared_model(checkpoint, CPU))
+    with mock.patch.object(predictor._processor, "set_image", side_effect=MemoryError), pytest.raises(RuntimeError):
+        predictor.encode_image(image[:50])
+
+
+def asked(prompt, size=0):
+    def step(checkpoint, image):
+        predictor = Predictor(shared_model(checkpoint, CPU), size)
+        for segment in predictor.segment(predictor.encode_image(image), prompt, confidence_threshold=0.4):
+            assert segment.mask.shape == image.shape[:2]
+
+    return step
+
+
+def refused(prompt):
+    def step(checkpoint, image):
+        with pytest.raises(PromptError):
+            asked(prompt)(checkpoint, image)
+
+    return step
+
+
+STEPS = {
+    "load": lambda checkpoint, image: load_model(checkpoint, CPU),
+    "refused load": refused_load,
+    "out of memory": out_of_memory,
+    "phrases": asked(ConceptPrompt(("shoe", "hat"))),
+    "examples": asked(ConceptPrompt(boxes=((60.0, 80.0, 300.0, 330.0),), box_labels=(1,))),
+    "boxes": asked(GeometricPrompt(boxes=((60.0, 80.0, 300.0, 330.0), (5.0, 5.0, 50.0, 50.0)))),
+    "points, smaller": asked(GeometricPrompt(points=((210.0, 150.0),), point_labels=(1,)), 168),
+    "refused point": refused(GeometricPrompt(points=((-1.0, 5.0),), point_labels=(1,))),
+    "refused examples": refused(ConceptPrompt(boxes=((60.0, 80.0, 300.0, 330.0),), box_labels=(0,))),
+}
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(
+    hosts=st.sets(st.sampled_from(sorted(HOSTS)), max_size=4),
+    steps=st.lists(st.sampled_from(sorted(STEPS)), min_size=1, max_size=5),
+)
+def test_whatever_is_done_changes_nothing_in_whatever_host(small_checkpoint, photograph, hosts, steps):
+    with contextlib.ExitStack() as host:
+        for name in sorted(hosts):
+            host.enter_context(HOSTS[name]())
+        before = snapshot()
+        for step in steps:
+            STEPS[step](small_checkpoint, photograph)
+            assert changes(before, snapshot()) == []
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Many images with Ray: every image exactly once, whatever is killed or broken, and as one process answers."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -204,14 +205,15 @@ def workers_of(process):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT, which Windows has not")
 def test_every_image_is_there_once_although_a_worker_is_killed_and_the_run_stopped(
-    scenes, alone, shapes_checkpoint, tmp_path
+    scenes, alone, shapes_checkpoint, tmp_path, monkeypatch, capsys
 ):
+    output = tmp_path / "results"
     options = (*PROMPT, "--model_weight_file", shapes_checkpoint, "--workers", "2", "--label_maps")
-    rows = Rows(Folder(str(tmp_path / "out")))
+    rows = Rows(Folder(str(output)))
     reached = {count: threading.Event() for count in (1, 40)}
 
     said = []
-    with command(scenes, tmp_path / "out", *options) as first:
+    with command(scenes, output, *options) as first:
         listener = threading.Thread(target=listen, args=(first.stderr, said, reached))
         listener.start()
         assert reached[1].wait(120), said
@@ -225,13 +227,13 @@ def test_every_image_is_there_once_although_a_worker_is_killed_and_the_run_stopp
     done = rows.paths()
     assert 40 <= len(done) < 200
 
-    second = command(scenes, tmp_path / "out", *options)
+    second = command(scenes, output, *options)
     printed, errors = second.communicate(timeout=300)
     assert second.returncode == 0, errors
     assert f"200 images, of which {len(done)} have a row; 1 other files" in errors
     assert f"{200 - len(done)} images, " in printed
 
-    table = Folder(str(tmp_path / "out" / "instances")).dataset().to_table().to_pylist()
+    table = Folder(str(output / "instances")).dataset().to_table().to_pylist()
     assert sorted(row["path"] for row in table) == sorted(alone)
     for row in table:
         wanted = alone[row["path"]]
@@ -242,7 +244,13 @@ def test_every_image_is_there_once_although_a_worker_is_killed_and_the_run_stopp
             assert (row["status"], row["width"], row["height"]) == ("ok", 160, 128)
             assert [in_full(instance) for instance in row["instances"]] == wanted
     assert sum(row["status"] == "error" for row in table) == 3
-    assert len(list((tmp_path / "out" / "label_maps").glob("*/*.png"))) == 197
+    assert len(list((output / "label_maps").glob("*/*.png"))) == 197
+
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n([^`]*results/instances.*?)```", readme, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md, Many images", "exec"), {})
+    assert len(capsys.readouterr().out.splitlines()) == sum(len(found or ()) for found in alone.values())
 
 
 def in_full(instance):

@@ -81,7 +81,7 @@ def test_whole_examples_run(readers_machine, section):
 
 
 def test_every_python_block_is_tried():
-    tried = sum(len(blocks(section)) for section in [*OUTPUTS_OF_WHOLE_EXAMPLES, *OUTPUTS_OF_SNIPPETS])
+    tried = sum(len(blocks(section)) for section in [*OUTPUTS_OF_WHOLE_EXAMPLES, *OUTPUTS_OF_SNIPPETS, "Many images"])
     assert tried == (README + ENGINE_README).count("```python")
 
 
@@ -99,6 +99,15 @@ def test_snippets_of_prompts_run(readers_machine, section):
         assert len(masks) == len(outputs) - ("instance_output" in code)
 
 
+def test_the_folder_run_is_saved(readers_machine, tmp_path, monkeypatch):
+    """The other block of its section is tried where its dataset is, in test_ray_folder.py."""
+    (tmp_path / "photos").mkdir()
+    Image.open(readers_machine).resize((180, 120)).save(tmp_path / "photos" / "flower.png")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(blocks("Many images")[0], "README.md, Many images", "exec"), {})
+    assert list((tmp_path / "results").rglob("*flower.json"))
+
+
 def test_the_table_of_parameters_is_complete(algorithm):
     names = re.findall(r"^\| `(\w+)` \|", SECTIONS["Parameters"], re.MULTILINE)
     assert sorted(names) == sorted(algorithm.get_parameters())
@@ -107,6 +116,7 @@ def test_the_table_of_parameters_is_complete(algorithm):
 TROUBLE = {
     "no such file": {"model_weight_file": "/nowhere/sam3.pt", "input_point": "[5, 5]"},
     "a cut download": {"model_weight_file": "cut.pt", "input_point": "[5, 5]"},
+    "a hole": {"model_weight_file": "hole.pt", "input_point": "[5, 5]"},
     "malformed": {"input_box": "[[425, 600, 700, 875]"},
     "no area": {"input_box": "[700, 600, 425, 875]"},
     "outside": {"input_point": "[520, 375]"},
@@ -121,7 +131,9 @@ TROUBLE = {
 def reported(small_checkpoint, monkeypatch, tmp_path, caplog):
     """What users are told in each kind of trouble: errors, warnings, descriptions."""
     monkeypatch.chdir(tmp_path)
-    Path("cut.pt").write_bytes(small_checkpoint.read_bytes()[:100_000])
+    data = small_checkpoint.read_bytes()
+    Path("cut.pt").write_bytes(data[:100_000])
+    Path("hole.pt").write_bytes(data[:400_000] + bytes(4096) + data[404_096:])
     told = []
     for parameters in TROUBLE.values():
         plugin = Plugin(model_weight_file=small_checkpoint, cuda=False)
