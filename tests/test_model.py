@@ -129,6 +129,7 @@ BAD_TENSORS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 @pytest.mark.parametrize("kind", BAD_TENSORS)
 def test_tensors_that_do_not_fit_are_refused(saved, contents, kind):
     spoil, message = BAD_TENSORS[kind]
