@@ -22,6 +22,7 @@ import functools
 import io
 import json
 import logging
+import math
 import os
 import re
 import sys
@@ -56,6 +57,7 @@ _SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"
 
 _PATHS_IN_A_TASK = 64  # at most; fewer where each worker would get too few tasks to share them evenly
 _TASKS_FOR_A_WORKER = 8
+_CPUS_OF_A_TASK = 0.5  # which waits for storage; of as much as a worker takes, Ray would make it a part of the worker
 _LOST_BLOCKS = 10  # that may fail for other reasons than a killed worker before the run stops
 
 _ROWS_IN_A_FILE = 10_000
@@ -148,6 +150,11 @@ class Folder:
         system, root = self._place
         return system.get_file_info(f"{root}/{path}").type != pyarrow.fs.FileType.NotFound
 
+    def holds(self, other: Folder) -> bool:
+        """Whether the other folder is this one, or in it."""
+        (system, root), (others, place) = self._place, other._place
+        return type(system) is type(others) and f"{place}/".startswith(f"{root.rstrip('/')}/")
+
     def read(self, path: str) -> bytes:
         """The content of a file."""
         system, root = self._place
@@ -182,6 +189,8 @@ def _decoded(path: str, folder: Folder) -> dict[str, Any]:
     try:
         with PIL.Image.open(io.BytesIO(folder.read(path))) as image:
             rgb = as_rgb8(pixels_of(PIL.ImageOps.exif_transpose(image)))
+    except PIL.UnidentifiedImageError:
+        return {"path": path, "error": "this is no image of a known kind, or only the beginning of one"}
     except Exception as error:  # whatever a decoder or a file system raises
         return {"path": path, "error": _in_words(error)}
     return {"path": path, "width": rgb.shape[1], "height": rgb.shape[0], "pixels": rgb.tobytes()}
@@ -254,6 +263,10 @@ class Segmenter:
         )
 
 
+def _open_model(settings: Settings) -> None:
+    Segmenter(settings, keep_pixels=False)
+
+
 def _prompt_of(settings: Settings) -> Prompt:
     prompt = settings.prompt()
     if prompt is None:
@@ -308,7 +321,7 @@ def _mask_in_box(instance: Mapping[str, Any]) -> np.ndarray:
 def coco_rle(instance: Mapping[str, Any], height: int, width: int) -> dict[str, Any]:
     """COCO's compressed run-length encoding of an instance with bits: ``size`` and ``counts``, as pycocotools reads it.
 
-    Source: https://github.com/ppwwyyxx/cocoapi/blob/master/common/maskApi.h
+    Source: https://github.com/cocodataset/cocoapi/blob/master/common/maskApi.h
     """
     from pycocotools import mask as coco
 
@@ -449,18 +462,25 @@ def segment_folder(
     if not left:
         return rows
 
+    settings = dataclasses.replace(settings, cuda=gpus_per_worker > 0)
+    # once by itself: in a worker that cannot be had, Ray would try again and again before it says why
+    opening = ray.remote(_open_model).options(num_cpus=cpus_per_worker, num_gpus=gpus_per_worker, max_retries=0)
+    ray.get(opening.remote(settings))
+
     in_a_task = max(1, min(_PATHS_IN_A_TASK, len(left) // (_TASKS_FOR_A_WORKER * workers[1])))
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.max_errored_blocks = _LOST_BLOCKS
     dataset = (
         ray.data.from_arrow([pa.table({"path": left[at : at + in_a_task]}) for at in range(0, len(left), in_a_task)])
-        .map_batches(functools.partial(decode, folder=source), batch_format="pyarrow", batch_size=8)
+        .map_batches(
+            functools.partial(decode, folder=source), batch_format="pyarrow", batch_size=8, num_cpus=_CPUS_OF_A_TASK
+        )
         .map_batches(
             Segmenter,
             batch_format="pyarrow",
             batch_size=None,
-            fn_constructor_args=(dataclasses.replace(settings, cuda=gpus_per_worker > 0), overlays),
+            fn_constructor_args=(settings, overlays),
             compute=ray.data.ActorPoolStrategy(min_size=workers[0], max_size=workers[1]),
             num_cpus=cpus_per_worker,
             num_gpus=gpus_per_worker,
@@ -469,6 +489,7 @@ def segment_folder(
             functools.partial(record, output=output, label_maps=label_maps, overlays=overlays),
             batch_format="pyarrow",
             batch_size=None,
+            num_cpus=_CPUS_OF_A_TASK,
         )
     )
     progress = _Progress(len(left))
@@ -551,16 +572,21 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     return settings
 
 
-def start_ray() -> None:
-    """Connect to the cluster of RAY_ADDRESS, or start a Ray on this machine."""
+def start_ray(cpus: float = 0) -> None:
+    """Connect to the cluster of RAY_ADDRESS, or start a Ray on this machine.
+
+    Args:
+        cpus: that workers are going to take. A Ray of our own is told that there are so many, if there are fewer.
+    """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     import ray
 
     options: dict[str, Any] = {}
     if not os.environ.get("RAY_ADDRESS"):
-        # one more than there are, or workers that take all leave nothing for those who read and write
-        options = {"address": "local", "num_cpus": 1 + (os.cpu_count() or 1), "include_dashboard": False}
+        # and one more, or workers that take all leave nothing for those who read and write
+        cpus = 1 + max(math.ceil(cpus), os.cpu_count() or 1)
+        options = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
     ray.init(
         **options,
         runtime_env={"py_modules": [str(REPOSITORY / name) for name in ("sam3_engine", "examples")]},
@@ -577,12 +603,16 @@ def main() -> None:
         settings = _settings(arguments)
         if not source.exists(""):
             raise FileNotFoundError(f"{arguments.input}: there is no such folder")
+        if source.holds(output):
+            raise ValueError(
+                f"{arguments.output} is in {arguments.input}, whose images would become more: name another"
+            )
         if not os.environ.get("RAY_ADDRESS"):
             find_checkpoint(settings.model_weight_file, REPOSITORY / "weights")  # downloads it once, not in each worker
         check_same_run(output, {"input": arguments.input, **_what_decides(settings)})
     except (OSError, ValueError, WeightsError) as error:
         raise SystemExit(str(error)) from error
-    start_ray()
+    start_ray(arguments.workers[1] * (arguments.cpus_per_worker or 1))
     import ray
 
     start = time.monotonic()
@@ -599,7 +629,8 @@ def main() -> None:
     except KeyboardInterrupt:
         raise SystemExit("Stopped. What is done is kept: start again to go on.") from None
     except ray.exceptions.RayError as error:
-        raise SystemExit(f"{error}\nWhat is done is kept: start again to go on.") from error
+        reason = getattr(error, "cause", None) or str(error).strip().splitlines()[-1]
+        raise SystemExit(f"{reason}\nWhat is done is kept: start again to go on.") from error
     seconds = time.monotonic() - start
     print(f"{rows.count} images, {in_figures(rows, seconds)}, {_duration(seconds)}")
     if rows.left:

@@ -131,10 +131,33 @@ def command(source, output, *options):
     ],
 )
 def test_a_wrong_command_is_refused_at_once(tmp_path, options, message):
-    _, said = command(tmp_path, tmp_path / "out", *options).communicate(timeout=60)
+    (tmp_path / "in").mkdir()
+    _, said = command(tmp_path / "in", tmp_path / "out", *options).communicate(timeout=60)
     assert message in said
     assert "Traceback" not in said
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_none_end_the_run_with_their_error(scenes, tmp_path):
+    (tmp_path / "none.pt").write_text("these are no weights")
+    options = ("--input_text", "shoe", "--model_weight_file", tmp_path / "none.pt")
+    process = command(scenes, tmp_path / "out", *options)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "none.pt is not a usable SAM 3 checkpoint" in said
+    assert "Traceback" not in said
+
+
+def test_results_among_the_images_are_refused(tmp_path, shapes_checkpoint):
+    options = ("--input_text", "shoe", "--model_weight_file", shapes_checkpoint)
+    _, said = command(tmp_path, tmp_path / "results", *options).communicate(timeout=60)
+    assert "is in" in said
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(("other", "held"), [("a", True), ("a/b", True), ("ab", False), (".", False)])
+def test_which_folder_holds_which(tmp_path, other, held):
+    assert Folder(str(tmp_path / "a")).holds(Folder(f"file://{(tmp_path / other).resolve().as_posix()}")) == held
 
 
 def test_another_prompt_needs_another_output(tmp_path, shapes_checkpoint):
@@ -239,7 +262,7 @@ def test_every_image_is_there_once_although_a_worker_is_killed_and_the_run_stopp
         wanted = alone[row["path"]]
         if wanted is None:
             assert (row["status"], row["instances"], row["width"]) == ("error", None, None)
-            assert row["error"]
+            assert "<" not in row["error"]
         else:
             assert (row["status"], row["width"], row["height"]) == ("ok", 160, 128)
             assert [in_full(instance) for instance in row["instances"]] == wanted
