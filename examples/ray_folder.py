@@ -62,7 +62,7 @@ _LOST_BLOCKS = 10  # that may fail for other reasons than a killed worker before
 
 _ROWS_IN_A_FILE = 10_000
 _SECONDS_IN_A_FILE = 60.0  # how much a killed run may lose
-_SECONDS_BETWEEN_REPORTS = 5.0
+_SECONDS_BETWEEN_REPORTS = (1.0, 60.0)  # at the start of a run, and in a long one
 
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_LOG_LEVEL": "ERROR", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 
@@ -513,10 +513,11 @@ class _Progress:
     def report(self, rows: Rows) -> None:
         """Say how far it is, unless that was said a moment ago."""
         now = time.monotonic()
-        if now - self._last < _SECONDS_BETWEEN_REPORTS:
+        seconds = now - self._start
+        shortest, longest = _SECONDS_BETWEEN_REPORTS
+        if now - self._last < min(max(shortest, seconds / 20), longest):
             return
         self._last = now
-        seconds = now - self._start
         left = _duration((self._total - rows.count) * seconds / rows.count)
         _say(f"{rows.count} of {self._total} images, {in_figures(rows, seconds)}, {left} left")
 

@@ -233,7 +233,7 @@ def test_every_image_is_there_once_although_a_worker_is_killed_and_the_run_stopp
     output = tmp_path / "results"
     options = (*PROMPT, "--model_weight_file", shapes_checkpoint, "--workers", "2", "--label_maps")
     rows = Rows(Folder(str(output)))
-    reached = {count: threading.Event() for count in (1, 40)}
+    reached = {count: threading.Event() for count in (1, 20)}
 
     said = []
     with command(scenes, output, *options) as first:
@@ -242,13 +242,13 @@ def test_every_image_is_there_once_although_a_worker_is_killed_and_the_run_stopp
         assert reached[1].wait(120), said
         victim = next(workers_of(first))
         victim.kill()
-        assert reached[40].wait(120), said
+        assert reached[20].wait(120), said
         first.send_signal(signal.SIGINT)
         assert first.wait(60) == 1
         listener.join(60)
     assert "start again to go on" in "".join(said)
     done = rows.paths()
-    assert 40 <= len(done) < 200
+    assert 20 <= len(done) < 200
 
     second = command(scenes, output, *options)
     printed, errors = second.communicate(timeout=300)
