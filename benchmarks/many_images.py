@@ -1,6 +1,6 @@
 """How examples/ray_folder.py grows with its workers: images per second with one core and with two, Linux only.
 
-    python -m benchmarks.many_images                # on the demo's network, five minutes
+    python -m benchmarks.many_images                # on the demo's network, six minutes
     python -m benchmarks.many_images --side 1200    # of larger pictures
 
 Each worker is pinned to a core. With one worker, all the rest of Ray is pinned to that core, too, as on a machine that

@@ -236,12 +236,8 @@ def load_model(checkpoint: Path, device: torch.device, precision: torch.dtype | 
     architecture, tensors = _read(checkpoint)
     try:
         network = build_network(architecture, device, without_weights=True)
-    except (
-        AssertionError,
-        IndexError,
-        RuntimeError,
-        ValueError,
-    ) as error:  # sizes that are possible each, but not together
+    # of sizes that are possible each, but not together
+    except (AssertionError, IndexError, RuntimeError, ValueError) as error:
         raise CheckpointError(checkpoint, f"a network of its architecture cannot be built ({error})") from error
     precision = precision or choose_precision(device)
     with torch.inference_mode(False):  # whatever the host is in: the tensors outlive this
@@ -292,11 +288,11 @@ def _check_archive(checkpoint: Path) -> None:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise CheckpointError(checkpoint, "it was packed anew, with compression, which torch cannot read")
             damaged = archive.testzip()
+    except CheckpointError:
+        raise
     except OSError as error:
         raise CheckpointError(checkpoint, f"it cannot be opened ({error.strerror})") from error
     except (EOFError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(checkpoint, f"it is damaged ({error})") from error
     if damaged:
         raise CheckpointError(checkpoint, f"it is damaged: the checksum of its part {damaged} is wrong")

@@ -42,6 +42,9 @@ class ConceptPrompt:
         boxes: examples, ``(x1, y1, x2, y2)`` in source-image pixels.
         box_labels: one per box, 1 for an example of what to find, 0 for one of what not.
         drawn: whether the boxes were drawn rather than typed; errors name them accordingly.
+
+    Raises:
+        TypeError: ``phrases`` is a string, whose letters would each be a phrase.
     """
 
     phrases: tuple[str, ...] = ()

@@ -160,10 +160,8 @@ def _float32_precision_kept() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _environment_kept() -> Iterator[None]:
-    names = (
-        "TOKENIZERS_PARALLELISM",
-        "TORCHINDUCTOR_CACHE_DIR",
-    )  # sam3 sets the one, the part of torch it uses the other
+    # sam3 sets the one, and the part of torch that it uses the other
+    names = ("TOKENIZERS_PARALLELISM", "TORCHINDUCTOR_CACHE_DIR")
     values = {name: os.environ.get(name) for name in names}
     try:
         yield

@@ -48,8 +48,10 @@ def find_checkpoint(model_weight_file: str, plugin_weights: Path) -> Path:
     if model_weight_file.strip():
         named = os.path.expanduser(model_weight_file.strip())
         if not os.path.isfile(named):
-            kinds = {"this is a folder": os.path.isdir, "this is not a file": os.path.lexists}
-            reason = next((kind for kind, is_one in kinds.items() if is_one(named)), "there is no such file")
+            if os.path.isdir(named):
+                reason = "this is a folder"
+            else:
+                reason = "this is not a file" if os.path.lexists(named) else "there is no such file"
             typed = quote(model_weight_file.strip(), limit=1000)
             raise ValueError(f"model_weight_file = {typed}: {reason}; expected a SAM 3 checkpoint.")
         return Path(named)

@@ -112,22 +112,10 @@ def test_whatever_is_done_changes_nothing_in_whatever_host(small_checkpoint, pho
 @pytest.fixture
 def unusual_host():
     """A host that has set much of its state to something else than the defaults."""
-    before = (
-        torch.backends.cuda.flash_sdp_enabled(),
-        torch.get_default_dtype(),
-        torch.get_float32_matmul_precision(),
-        _openmp().omp_get_dynamic(),
-    )
-    torch.backends.cuda.enable_flash_sdp(False)
-    torch.set_default_dtype(torch.float64)
-    torch.set_float32_matmul_precision("high")
-    _openmp().omp_set_dynamic(1)
-    with torch.device("meta"), torch.autocast("cpu", dtype=torch.bfloat16):
+    with contextlib.ExitStack() as host:
+        for name in ("float64", "no flash attention", "TF32", "smaller teams", "a device", "autocast"):
+            host.enter_context(HOSTS[name]())
         yield
-    torch.backends.cuda.enable_flash_sdp(before[0])
-    torch.set_default_dtype(before[1])
-    torch.set_float32_matmul_precision(before[2])
-    _openmp().omp_set_dynamic(before[3])
 
 
 def use_everything(checkpoint, image):

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from intruder import Intruder
 
 from demo.plugin import Plugin
 from sam3_engine.model import shared_model
@@ -227,16 +228,6 @@ def test_runs_without_a_seed_give_the_same_masks(plugin, image):
         plugin.forget_answers(image)
         results.append([output.description for output in plugin.segment(image, **prompt)])
     assert results[:3] == results[3:]
-
-
-class Intruder:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, evidence):
-        self.evidence = str(evidence)
-
-    def __reduce__(self):
-        return os.mkdir, (self.evidence,)
 
 
 def spoilt_tensors(spoil):

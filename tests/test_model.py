@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import os
 import pickle
 import shutil
 import weakref
@@ -11,6 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from intruder import Intruder
 
 from demo.random_weights import SMALL, write_random_checkpoint
 from sam3_engine.model import CheckpointError, cast_encoder_weights, checkpoint_contents, load_model, shared_model
@@ -216,16 +216,6 @@ def test_a_file_that_may_not_be_read_says_so(small_checkpoint, monkeypatch):
     monkeypatch.setattr(type(small_checkpoint), "open", denied)
     with pytest.raises(CheckpointError, match="Permission denied"):
         load_model(small_checkpoint, CPU)
-
-
-class Intruder:
-    """Runs code when it is unpickled."""
-
-    def __init__(self, evidence):
-        self.evidence = str(evidence)
-
-    def __reduce__(self):
-        return (os.mkdir, (self.evidence,))
 
 
 @pytest.mark.parametrize("container", ["torch", "pickle"])
