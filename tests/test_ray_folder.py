@@ -226,6 +226,15 @@ def workers_of(process):
             pass
 
 
+@pytest.fixture
+def interruptible():
+    """Processes that are started meanwhile take SIGINT, even where the tests do not: a job in the background, say."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT, which Windows has not")
 def test_every_image_is_there_once_although_a_worker_is_killed_and_the_run_stopped(
     scenes, alone, shapes_checkpoint, tmp_path, monkeypatch, capsys
