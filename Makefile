@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV = .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: help demo pictures test test-fast test-install lint format bench soak package clean
+.PHONY: help demo pictures train test test-fast test-install lint format bench soak package clean
 
 help:            ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s%s\n", $$1, $$2}' Makefile
@@ -13,7 +13,7 @@ DEMO_OPTIONS = $(foreach option,IMAGE TEXT POINT LABEL BOX BOX_LABEL MULTIMASK T
 	$(if $(filter command line,$(origin $(option))),\
 	'--$(shell echo $(option) | tr A-Z a-z)=$(subst ','\'',$(value $(option)))'))
 
-demo: $(VENV)/ready  ## segment a drawn scene by every kind of prompt, or IMAGE= by TEXT=, POINT=, BOX=; pictures in demo/output
+demo: $(VENV)/demo-ready  ## segment a drawn scene by every kind of prompt, or IMAGE= by TEXT=, POINT=, BOX=; pictures in demo/output
 	$(RUN) -m demo $(DEMO_OPTIONS)
 
 pictures: $(VENV)/ready  ## the README's pictures
@@ -23,6 +23,9 @@ pictures: $(VENV)/ready  ## the README's pictures
 	cp demo/output/panel_filled.png images/panel.png
 	cd demo/output && cp text_red_circle.png texts_star_and_circle.png example_box.png text_circle_box_of_what_not.png \
 		point_three_candidates.png point_background_point.png box.png three_boxes.png box_background_point.png ../../images
+
+train: $(VENV)/demo-ready  ## train the network of the demo again: 2.5 hours on two cores; writes demo/sam3_shapes.pt
+	$(RUN) -m training demo/sam3_shapes.pt
 
 test: $(VENV)/ready  ## all tests but test-install
 	$(RUN) -m pytest
@@ -55,12 +58,16 @@ package:         ## the zip for the Ikomia HUB, of what is committed
 clean:           ## remove what the other targets made
 	rm -rf $(VENV) .cache/sam3_random.pt demo/output dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-# the way Ikomia's installer does it, then the tools for developers
-$(VENV)/ready: build_requirements.txt requirements.txt requirements-dev.txt examples/requirements.txt
+# the order and the options of Ikomia's own installer
+$(VENV)/demo-ready: build_requirements.txt requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install "ikomia>=0.16.1,<0.17"
 	$(RUN) -m pip install -r build_requirements.txt --no-build-isolation
 	$(RUN) -m pip install -r requirements.txt --no-build-isolation
-	$(RUN) -m pip install -r requirements-dev.txt -r examples/requirements.txt
+	$(RUN) -m pip check
+	touch $@
+
+$(VENV)/ready: $(VENV)/demo-ready requirements-dev.txt sam3_batch/requirements.txt
+	$(RUN) -m pip install -r requirements-dev.txt -r sam3_batch/requirements.txt
 	$(RUN) -m pip check
 	touch $@

@@ -21,7 +21,7 @@ import torch
 from benchmarks.engine_rows import encoding_rows, prompt_rows
 from benchmarks.report import HEADER, Row, circumstances
 from benchmarks.setup import HEIGHT, WIDTH, Setup
-from demo.random_weights import SMALL, full_size_checkpoint, write_random_checkpoint
+from testbed.random_weights import SMALL, full_size_checkpoint, write_random_checkpoint
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from unittest import mock
 
 import torch
 
-from demo.plugin import PLUGIN
+from testbed.plugin import PLUGIN
 
 MANY = 200  # as many as SAM 3 has queries
 

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from benchmarks.direct_use import DirectUse
 from benchmarks.report import Row, in_megabytes, in_seconds
 from benchmarks.setup import BOX, POINT, Setup
 from benchmarks.timing import in_turn, last_line_of, seconds_of
 from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import ConceptPrompt
+from testbed.direct_use import DirectUse
 
 _PROMPTS = 5  # runs of a prompt
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.direct_use import DirectUse, package_network
 from benchmarks.setup import HEIGHT, POINT, WIDTH
 from benchmarks.timing import peak_memory, seconds_of
 from sam3_engine.model import Sam3Image, load_model
 from sam3_engine.runtime import choose_precision
+from testbed.direct_use import DirectUse, package_network
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""How examples/ray_folder.py grows with its workers: images per second with one core and with two, Linux only.
+"""How sam3_batch grows with its workers: images per second with one core and with two, Linux only.
 
     python -m benchmarks.many_images                # on the demo's network, six minutes
     python -m benchmarks.many_images --side 1200    # of larger pictures
@@ -29,9 +29,9 @@ import pyarrow as pa
 import torch
 
 from benchmarks.timing import last_line_of, watching
-from demo.scenes import draw_scene
-from examples.ray_folder import REPOSITORY, Folder, Rows, Segmenter, decode, record, segment_folder, start_ray
+from sam3_batch.pipeline import REPOSITORY, Folder, Rows, Segmenter, decode, record, segment_folder, start_ray
 from sam3_engine.settings import Settings
+from testbed.scenes import draw_scene
 
 _DRAWN = 20  # different pictures; the others are those again, which a worker has forgotten by then
 _STEADY = (0.2, 0.8)  # the part of a run that counts: all workers have begun, none is through

@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.discs import MANY, answering_discs
 from benchmarks.timing import peak_memory
-from demo.plugin import Plugin
+from testbed.plugin import Plugin
 
 
 def main() -> None:

@@ -19,8 +19,8 @@ from benchmarks.report import Row, in_megabytes, in_seconds
 from benchmarks.setup import BOX, HEIGHT, POINT, WIDTH, Setup
 from benchmarks.soak import Soaked
 from benchmarks.timing import in_turn, last_line_of, seconds_of, watching
-from demo.plugin import PLUGIN, Plugin
 from sam3_engine.segments import Segment, without_duplicates
+from testbed.plugin import PLUGIN, Plugin
 
 _RUNS_OF_A_MEASURE = 15
 

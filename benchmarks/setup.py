@@ -11,13 +11,13 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from benchmarks.direct_use import DirectUse, package_network
-from demo.scenes import draw_scene
 from sam3_engine.model import Model, load_model
 from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import ConceptPrompt
 from sam3_engine.segments import label_map, masks_of
 from sam3_engine.settings import Settings
+from testbed.direct_use import DirectUse, package_network
+from testbed.scenes import draw_scene
 
 WIDTH, HEIGHT = 1800, 1200
 POINT = (520.0, 375.0)
@@ -97,7 +97,7 @@ class Setup:
         return (np.roll(self.image, shift, axis=1) for shift in itertools.count(1))
 
     def _plugin(self) -> User:
-        from demo.plugin import Plugin
+        from testbed.plugin import Plugin
 
         logging.getLogger("ikomia").setLevel(logging.WARNING)  # else it tells of every run
         return Plugin(model_weight_file=self.checkpoint, cuda=False)

@@ -24,8 +24,8 @@ import numpy as np
 import psutil
 
 from benchmarks.timing import resident_memory
-from demo.plugin import Plugin
-from demo.random_weights import SMALL, write_random_checkpoint
+from testbed.plugin import Plugin
+from testbed.random_weights import SMALL, write_random_checkpoint
 
 _SIDES = (100, 800)  # of the pictures
 _BOXES = [[5, 5, 50, 50], [8, 8, 60, 60], [3, 3, 40, 40]]

@@ -25,10 +25,10 @@ import PIL.Image
 from sam3_engine.parsing import quote
 from sam3_engine.prompts import ConceptPrompt, GeometricPrompt
 from sam3_engine.settings import Settings
+from testbed.plugin import Plugin, log_levels
+from testbed.scenes import COLOURS, KINDS, Region, Scene, draw_scene, iou, plural
 
 from . import pictures
-from .plugin import Plugin, log_levels
-from .scenes import COLOURS, KINDS, Region, Scene, draw_scene, iou, plural
 
 OUTPUT = Path(__file__).resolve().parent / "output"
 SHAPES_NETWORK = Path(__file__).resolve().parent / "sam3_shapes.pt"

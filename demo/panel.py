@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .plugin import PLUGIN, register_checkout
+from testbed.plugin import PLUGIN, register_checkout
 
 OUTPUT = Path(__file__).resolve().parent / "output"
 SIZE = 460, 540  # of the pictures, in pixels

@@ -7,8 +7,8 @@ import pytest
 from ikomia.dataprocess.workflow import Workflow
 from sklearn.datasets import load_sample_image
 
-from demo.plugin import PLUGIN, REPOSITORY, register_checkout
-from demo.random_weights import SMALL, full_size_checkpoint, write_random_checkpoint
+from testbed.plugin import PLUGIN, REPOSITORY, register_checkout
+from testbed.random_weights import SMALL, full_size_checkpoint, write_random_checkpoint
 
 
 @pytest.fixture(scope="session")

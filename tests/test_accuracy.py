@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from demo.evaluate import Examinee, evaluate, held_out_scenes, pillow_scenes
-from demo.evaluate import main as evaluate_main
-from demo.plugin import Plugin, masks_of
-from demo.questions import EXEMPLAR_KINDS, OUTLINE_KINDS
-from demo.scenes import draw_scene, iou
-from demo.train import SHAPES
+from testbed.plugin import Plugin, masks_of
+from testbed.scenes import draw_scene, iou
+from training.evaluate import Examinee, evaluate, held_out_scenes, pillow_scenes
+from training.evaluate import main as evaluate_main
+from training.questions import EXEMPLAR_KINDS, OUTLINE_KINDS
+from training.train import SHAPES
 
 SCENES = 16
 FEW_SCENES = 8

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.report import Row
 from benchmarks.timing import in_turn, watching
-from demo.plugin import REPOSITORY
+from testbed.plugin import REPOSITORY
 
 
 def test_a_small_network_gives_every_row_that_needs_no_full_size_one(monkeypatch, tmp_path, capsys):

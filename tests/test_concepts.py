@@ -12,9 +12,9 @@ import pytest
 from ikomia import dataprocess
 from ikomia.dataprocess.workflow import Workflow
 
-from demo.plugin import PLUGIN, Plugin
-from demo.random_weights import SMALL
-from demo.scenes import iou
+from testbed.plugin import PLUGIN, Plugin
+from testbed.random_weights import SMALL
+from testbed.scenes import iou
 
 BOX = [60, 80, 300, 330]
 BOXES = [BOX, [5, 5, 635, 420], [350, 100, 520, 390]]

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from demo.plugin import Plugin
+from testbed.plugin import Plugin
 
 THREADS = 8
 ROUNDS = 3

@@ -13,8 +13,8 @@ import PIL.Image
 import pytest
 
 import demo.__main__ as demo
-from demo.plugin import REPOSITORY
-from demo.scenes import draw_scene
+from testbed.plugin import REPOSITORY
+from testbed.scenes import draw_scene
 
 ROW = re.compile(
     r"(?P<title>.+?) +(?P<masks>\d+) +(?P<ms>\d+)(?: +(?P<iou>[01]\.\d\d))? +(?P<scores>[\d. ]+|nothing found)"
@@ -193,7 +193,7 @@ def test_make_passes_its_variables_on_as_typed_and_not_those_of_the_environment(
 def test_the_plugin_never_takes_this_network_by_itself(tmp_path):
     code = """
 import numpy
-from demo.plugin import Plugin
+from testbed.plugin import Plugin
 Plugin(cuda=False).segment(numpy.zeros((90, 120, 3), "uint8"), input_text="star")
 """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}

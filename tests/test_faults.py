@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from demo.plugin import Plugin
 from sam3_engine.model import CheckpointError, DeviceMemoryError, load_model, shared_model
 from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import ConceptPrompt, GeometricPrompt
+from testbed.plugin import Plugin
 
 CPU = torch.device("cpu")
 PROMPTS = {

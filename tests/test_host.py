@@ -12,15 +12,15 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from host_state import changes, snapshot
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.host_state import changes, snapshot
 
-from demo.plugin import REPOSITORY
 from sam3_engine.model import CheckpointError, load_model, shared_model
 from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import ConceptPrompt, GeometricPrompt, PromptError
 from sam3_engine.runtime import _openmp, building_network, inference
+from testbed.plugin import REPOSITORY
 
 CPU = torch.device("cpu")
 
@@ -214,7 +214,7 @@ def test_other_threads_see_no_redirection(small_checkpoint):
 FRESH_PROCESS = """
 import sys
 sys.path.insert(0, {tests!r})
-from host_state import changes, snapshot
+from support.host_state import changes, snapshot
 before = snapshot()
 {then}
 changed = changes(before, snapshot())
@@ -290,7 +290,9 @@ gc.collect()
 
 
 def test_a_workflow_leaves_the_process_as_ikomia_made_it_and_prints_nothing_of_its_own(small_checkpoint):
-    ikomia_comes_first = "from demo.plugin import Plugin, register_checkout\nregister_checkout()\nbefore = snapshot()\n"
+    ikomia_comes_first = (
+        "from testbed.plugin import Plugin, register_checkout\nregister_checkout()\nbefore = snapshot()\n"
+    )
     said = said_by_fresh_process(ikomia_comes_first + WORKFLOW, small_checkpoint)
     ikomias_own = re.compile(r"Workflow Untitled run successfully in [\d.]+ ms\.")
     assert [line for line in said.splitlines() if not ikomias_own.fullmatch(line)] == []

@@ -8,12 +8,12 @@ import re
 import numpy as np
 import pytest
 import torch
-from intruder import Intruder
+from support.intruder import Intruder
 
-from demo.plugin import Plugin
 from sam3_engine.model import shared_model
 from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import GeometricPrompt
+from testbed.plugin import Plugin
 
 HEIGHT, WIDTH = 60, 80
 GOOD = {"input_box": [[5, 5, 40, 50]], "instance_output": True}

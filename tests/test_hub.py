@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 import pytest
 
-from demo.plugin import PLUGIN, REPOSITORY, Plugin
+from testbed.plugin import PLUGIN, REPOSITORY, Plugin
 
 LARGEST_PACKAGE = 2_000_000  # bytes
 
@@ -75,14 +75,14 @@ def hub(package):
 
 @pytest.fixture
 def use_from_hub(hub, small_checkpoint, photograph, tmp_path):
-    """Has a Python use the plugin from the HUB, see :mod:`hub_user`; gives what it printed and what came of it."""
+    """Run :mod:`support.hub_user` with a given Python; return what it printed and what it found."""
 
     def use(python):
         for folder in ("Python", "C++", "Transfer"):  # Ikomia has them in its own folder of plugins
             (tmp_path / "plugins" / folder).mkdir(parents=True)
         picture = tmp_path / "china.png"
         cv2.imwrite(str(picture), cv2.cvtColor(photograph, cv2.COLOR_RGB2BGR))
-        script = Path(__file__).with_name("hub_user.py")
+        script = Path(__file__).parent / "support" / "hub_user.py"
         command = [python, str(script), hub, str(tmp_path / "plugins"), str(small_checkpoint), str(picture)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from demo.random_weights import SMALL
-from demo.scenes import iou
 from sam3_engine.model import build_network, checkpoint_contents, load_model
 from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import ConceptPrompt, GeometricPrompt
+from testbed.random_weights import SMALL
+from testbed.scenes import iou
 
 CPU = torch.device("cpu")
 SIZES = [56, 98, 168, 196, 336]

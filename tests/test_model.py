@@ -10,12 +10,12 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from intruder import Intruder
+from support.intruder import Intruder
 
-from demo.random_weights import SMALL, write_random_checkpoint
 from sam3_engine.model import CheckpointError, cast_encoder_weights, checkpoint_contents, load_model, shared_model
 from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import ConceptPrompt, GeometricPrompt
+from testbed.random_weights import SMALL, write_random_checkpoint
 
 CPU = torch.device("cpu")
 

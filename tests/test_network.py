@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 import torch
 
-from benchmarks.direct_use import CPU, package_network
-from demo.random_weights import SMALL
 from sam3_engine.model import Architecture, build_network, checkpoint_contents
 from sam3_engine.network import vocabulary_path
 from sam3_engine.runtime import building_network, importing_sam3
+from testbed.direct_use import CPU, package_network
+from testbed.random_weights import SMALL
 
 with importing_sam3():
     from sam3.model_builder import build_sam3_video_model

@@ -10,9 +10,9 @@ from pathlib import Path
 import cv2
 import pytest
 
-from demo.plugin import REPOSITORY, Plugin
 from sam3_engine.prompts import prompt_errors
 from sam3_engine.settings import Settings
+from testbed.plugin import REPOSITORY, Plugin
 
 DEFAULTS = Settings(cuda=False).to_strings()
 EVERYTHING = {
@@ -33,13 +33,13 @@ EVERYTHING = {
 
 @pytest.fixture
 def use_panel(tmp_path, monkeypatch):
-    """Does what it is told with a panel, and says what came of it; see :mod:`panel_user`."""
+    """Does what it is told with a panel, and says what came of it; see :mod:`support.panel_user`."""
     monkeypatch.setenv("QT_QPA_PLATFORM", "offscreen")
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
 
     def use(**task):
-        command = [sys.executable, str(Path(__file__).with_name("panel_user.py")), json.dumps(task)]
+        command = [sys.executable, str(Path(__file__).parent / "support" / "panel_user.py"), json.dumps(task)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])

@@ -5,9 +5,9 @@ import re
 import numpy as np
 import pytest
 
-from benchmarks.direct_use import CPU, DirectUse, label_map, package_network
 from sam3_engine.model import load_model
 from sam3_engine.runtime import choose_precision
+from testbed.direct_use import CPU, DirectUse, label_map, package_network
 
 LEAST_AGREEMENT = 0.999  # of the pixels
 MOST_SCORE_DIFFERENCE = 1e-2

@@ -11,7 +11,7 @@ import pytest
 from ikomia import core
 from ikomia.dataprocess.registry import ik_registry
 
-from demo.plugin import PLUGIN, REPOSITORY
+from testbed.plugin import PLUGIN, REPOSITORY
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import PIL.Image
 import pytest
 import torch
 
-from demo.plugin import REPOSITORY
 from sam3_engine.images import ImageError
 from sam3_engine.model import load_model
 from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import ConceptPrompt, GeometricPrompt, PromptError
+from testbed.plugin import REPOSITORY
 
 CPU = torch.device("cpu")
 BOX = (60.0, 80.0, 300.0, 330.0)

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from demo.evaluate import Detections, Outlines
-from demo.questions import (
+from sam3_engine.prompts import GeometricPrompt
+from testbed.scenes import SYNONYMS, Region, draw_scene, iou
+from training.evaluate import Detections, Outlines
+from training.questions import (
     EXEMPLAR_KINDS,
     OUTLINE_KINDS,
     OutlineQuestion,
@@ -14,8 +16,6 @@ from demo.questions import (
     ask_for_present,
     loose_box,
 )
-from demo.scenes import SYNONYMS, Region, draw_scene, iou
-from sam3_engine.prompts import GeometricPrompt
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,9 @@ from ikomia.dataprocess.workflow import Workflow
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from demo.plugin import PLUGIN, REPOSITORY, Plugin
 from sam3_engine.model import DeviceMemoryError
 from sam3_engine.weights import WeightsError, find_checkpoint
+from testbed.plugin import PLUGIN, REPOSITORY, Plugin
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 ENGINE_README = (REPOSITORY / "sam3_engine" / "README.md").read_text(encoding="utf-8")

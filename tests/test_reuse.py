@@ -12,12 +12,12 @@ import pytest
 import torch
 from ikomia.dataprocess.workflow import Workflow
 
-from benchmarks.direct_use import DirectUse
-from demo.plugin import PLUGIN
 from sam3_engine.model import load_model, shared_model
 from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import ConceptPrompt, GeometricPrompt
 from sam3_engine.recent import Recent
+from testbed.direct_use import DirectUse
+from testbed.plugin import PLUGIN
 
 CPU = torch.device("cpu")
 BOX = GeometricPrompt(boxes=((60.0, 80.0, 300.0, 330.0),))

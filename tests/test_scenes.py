@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import binary_dilation
 
-from demo.pillow_scenes import draw_with_pillow
-from demo.scenes import (
+from testbed.scenes import (
     COLOURS,
     HUES,
     KINDS,
@@ -21,6 +20,7 @@ from demo.scenes import (
     draw_scene,
     plural,
 )
+from training.pillow_scenes import draw_with_pillow
 
 SIZES = [(240, 240), (480, 240), (120, 240), (333, 200)]
 

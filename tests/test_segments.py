@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from demo.plugin import REPOSITORY
-from demo.scenes import iou
 from sam3_engine.segments import Segment, best, label_map, without_duplicates
+from testbed.plugin import REPOSITORY
+from testbed.scenes import iou
 
 WIDTHS_AND_HEIGHTS = [(1800, 1200), (640, 427), (1, 1), (1, 900), (288, 288), (97, 101), (100, 3000), (60, 40)]
 PLACES = {  # top, bottom, left, right, in 288 x 288 logits

@@ -6,22 +6,22 @@ import numpy as np
 import pytest
 import torch
 
-from demo.random_weights import SMALL
-from demo.scenes import COLOURS, DOT_COLOURS, KINDS, draw_scene
-from demo.train import Plan, Training
-from demo.train import main as train_main
-from demo.training.batches import NOTHING, Batches, _dense_targets
-from demo.training.dense import DenseHeads
-from demo.training.detector import _instance_losses, _match
-from demo.training.exemplars import ExemplarHead, exemplar_boxes
-from demo.training.losses import cheapest_pairs, mask_iou, mask_losses
-from demo.training.outlines import _assign, _true_ious
-from demo.training.starting_weights import _NEIGHBOURS, _attend_to_neighbours, used_tokens
 from sam3_engine.architecture import Architecture
 from sam3_engine.model import build_network, load_model
 from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import ConceptPrompt
 from sam3_engine.runtime import running_on
+from testbed.random_weights import SMALL
+from testbed.scenes import COLOURS, DOT_COLOURS, KINDS, draw_scene
+from training.batches import NOTHING, Batches, _dense_targets
+from training.dense import DenseHeads
+from training.detector import _instance_losses, _match
+from training.exemplars import ExemplarHead, exemplar_boxes
+from training.losses import cheapest_pairs, mask_iou, mask_losses
+from training.outlines import _assign, _true_ious
+from training.starting_weights import _NEIGHBOURS, _attend_to_neighbours, used_tokens
+from training.train import Plan, Training
+from training.train import main as train_main
 
 CPU = torch.device("cpu")
 TINY = Architecture.from_dict(
@@ -319,7 +319,7 @@ def test_a_state_of_another_architecture_is_refused(tmp_path):
 
 
 def test_the_command_trains_and_logs_and_leaves_no_state(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("demo.train.SHAPES", TINY)
+    monkeypatch.setattr("training.train.SHAPES", TINY)
     plan = ["--steps", "3", "--dense-steps", "2", "--scenes", "2", "--dense-scenes", "2"]
     state = tmp_path / "a" / "b" / "state.pt"
     monkeypatch.setattr("sys.argv", ["train", str(tmp_path / "trained.pt"), "--state", str(state), *plan])

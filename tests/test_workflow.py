@@ -13,7 +13,7 @@ import pytest
 from ikomia import core, dataprocess
 from ikomia.dataprocess.workflow import Workflow
 
-from demo.plugin import PLUGIN
+from testbed.plugin import PLUGIN
 
 BOX = [60, 80, 300, 330]
 BOXES = [BOX, [5, 5, 635, 420], [350, 100, 520, 390]]

@@ -1,6 +1,6 @@
 """Drawn scenes of coloured shapes, with the truth about them.
 
-    python -m demo.scenes scenes.png    # a sheet of scenes, to look at
+    python -m testbed.scenes scenes.png    # a sheet of scenes, to look at
 
 Every scene is a function of a numpy random generator, so a seed is a data set. A shape may carry a dot, which makes
 three regions of it: the whole, the dot, and the ring around the dot.

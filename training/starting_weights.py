@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from sam3_engine.model import Sam3Image
+from testbed.random_weights import initialise_text_encoder
+from testbed.scenes import VOCABULARY
 
-from ..random_weights import initialise_text_encoder
-from ..scenes import VOCABULARY
 from .batches import NO_PHRASE
 
 # what each head of a ViT block looks at first: x and y of the token, counted from its own; None leaves it as it is

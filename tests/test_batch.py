@@ -14,13 +14,13 @@ import pytest
 import torch
 from pycocotools import mask as coco
 
-from demo.plugin import REPOSITORY
-from demo.scenes import draw_scene
-from examples.ray_folder import _SEGMENTED, Folder, Rows, _bounds, _instance, coco_rle, label_map_of, overlay_of, record
+from sam3_batch.pipeline import _SEGMENTED, Folder, Rows, _bounds, _instance, coco_rle, label_map_of, overlay_of, record
 from sam3_engine.model import load_model
 from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import ConceptPrompt
 from sam3_engine.segments import Segment, bounding_box, label_map, masks_of
+from testbed.plugin import REPOSITORY
+from testbed.scenes import draw_scene
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
@@ -116,7 +116,7 @@ def test_numbers_of_workers(text, bounds):
 
 
 def command(source, output, *options):
-    words = [sys.executable, "-m", "examples.ray_folder", source, output, *options]
+    words = [sys.executable, "-m", "sam3_batch", source, output, *options]
     return subprocess.Popen(words, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 

@@ -14,7 +14,7 @@ from ikomia.dataprocess.workflow import Workflow  # its Qt is to be loaded befor
 from PyQt6.QtWidgets import QAbstractSpinBox, QApplication, QCheckBox, QFileDialog, QLabel, QLineEdit, QPushButton
 
 from demo.panel import open_panel
-from demo.plugin import PLUGIN
+from testbed.plugin import PLUGIN
 
 FIELDS = (QCheckBox, QAbstractSpinBox, QLineEdit)
 

@@ -15,8 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from sam3_engine.model import Sam3Image
 from sam3_engine.runtime import importing_sam3
+from testbed.scenes import COLOURS, KINDS
 
-from ..scenes import COLOURS, KINDS
 from .batches import NOTHING, Batch
 from .losses import Losses
 

@@ -1,7 +1,7 @@
 """How good a network is at drawn scenes that it was not trained on.
 
-    python -m demo.evaluate demo/sam3_shapes.pt    # a quarter of an hour on two cores
-    python -m demo.evaluate demo/sam3_shapes.pt --input-sizes 252 336 504    # of the network's input, side by side
+    python -m training.evaluate demo/sam3_shapes.pt    # a quarter of an hour on two cores
+    python -m training.evaluate demo/sam3_shapes.pt --input-sizes 252 336 504    # of the network's input, side by side
 
 Prints Markdown tables. All prompts go through the plugin in an Ikomia workflow.
 """
@@ -26,9 +26,10 @@ from sam3_engine.model import load_model
 from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import ConceptPrompt, GeometricPrompt, Prompt
 from sam3_engine.runtime import choose_precision
+from testbed.plugin import Plugin, log_levels, masks_of
+from testbed.scenes import Region, Scene, draw_scene, iou
 
 from .pillow_scenes import draw_with_pillow
-from .plugin import Plugin, log_levels, masks_of
 from .questions import (
     EXEMPLAR_KINDS,
     OUTLINE_KINDS,
@@ -40,7 +41,6 @@ from .questions import (
     ask_for_present,
     ask_for_two,
 )
-from .scenes import Region, Scene, draw_scene, iou
 
 HELD_OUT_SEED = 10_000_000
 SIZES = ((448, 448), (640, 448), (448, 640), (800, 400))  # width and height
@@ -291,7 +291,7 @@ def by_input_size(weights: Path, sizes: Iterable[int], cuda: bool, ask: Callable
 
 def main() -> None:
     """Evaluate the checkpoint that the command line names."""
-    parser = argparse.ArgumentParser(prog="python -m demo.evaluate", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("weights", type=Path)
     parser.add_argument("--scenes", type=int, default=330, help="of each renderer (default: 330)")
     parser.add_argument("--seed", type=int, default=HELD_OUT_SEED, help="of the scenes; training's are small numbers")

@@ -12,8 +12,9 @@ from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional
 
 from sam3_engine.model import Architecture
+from testbed.scenes import COLOURS, DOT_COLOURS, KINDS, Region, Scene, draw_scene
 
-from ..questions import (
+from .questions import (
     EXEMPLAR_KINDS,
     OUTLINE_KINDS,
     OutlineQuestion,
@@ -22,7 +23,6 @@ from ..questions import (
     ask_for_outline,
     ask_for_present,
 )
-from ..scenes import COLOURS, DOT_COLOURS, KINDS, Region, Scene, draw_scene
 
 DETECTOR_PROMPTS_PER_SCENE = 2
 OUTLINES_PER_SCENE = {"point": 5, "points": 2, "box": 4, "box and point": 3}

@@ -1,7 +1,7 @@
 """Segment all images of a folder by one prompt, on this machine or on a Ray cluster, into a Parquet dataset.
 
-    python -m examples.ray_folder photos results --input_text shoe --workers 2
-    python -m examples.ray_folder s3://bucket/photos s3://bucket/results --input_text shoe --workers 1-64
+    python -m sam3_batch photos results --input_text shoe --workers 2
+    python -m sam3_batch s3://bucket/photos s3://bucket/results --input_text shoe --workers 1-64
 
 The prompt and its parameters are the plugin's. ``results/instances`` is the dataset: a row for each image, with its
 path inside the folder, its size, its status and its instances, their masks as COCO's run-length encoding. Started
@@ -550,7 +550,7 @@ def _bounds(text: str) -> tuple[int, int]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m examples.ray_folder", description=__doc__.splitlines()[0], allow_abbrev=False
+        prog="python -m sam3_batch", description=__doc__.splitlines()[0], allow_abbrev=False
     )
     parser.add_argument("input", help="folder of the images, or a URI such as s3://bucket/photos")
     parser.add_argument("output", help="folder or URI for the results")
@@ -590,7 +590,7 @@ def start_ray(cpus: float = 0) -> None:
         options = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
     ray.init(
         **options,
-        runtime_env={"py_modules": [str(REPOSITORY / name) for name in ("sam3_engine", "examples")]},
+        runtime_env={"py_modules": [str(REPOSITORY / name) for name in ("sam3_engine", "sam3_batch")]},
         logging_level=logging.ERROR,
         log_to_driver=False,
     )
@@ -654,9 +654,3 @@ def _resources(arguments: argparse.Namespace) -> dict[str, float]:
 def _what_decides(settings: Settings) -> dict[str, str]:
     """Those of the parameters that change what is found."""
     return {name: value for name, value in settings.to_strings().items() if name not in _NOT_OPTIONS}
-
-
-if __name__ == "__main__":
-    from examples import ray_folder  # so that workers import it, too
-
-    ray_folder.main()

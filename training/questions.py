@@ -8,8 +8,7 @@ import numpy as np
 from scipy.ndimage import binary_erosion
 
 from sam3_engine.parsing import BACKGROUND, FOREGROUND, NEGATIVE, POSITIVE
-
-from .scenes import ANY_SHAPE, ARTICLES, COLOURS, DOT_COLOURS, KINDS, SYNONYMS, Region, Scene, Shape, plural
+from testbed.scenes import ANY_SHAPE, ARTICLES, COLOURS, DOT_COLOURS, KINDS, SYNONYMS, Region, Scene, Shape, plural
 
 # words that name nothing in any scene
 OTHER_NOUNS = (

@@ -1,6 +1,6 @@
 """Scenes that another renderer drew: Pillow's primitives on plain backgrounds.
 
-A network that has learned shapes, and not the ways of :mod:`demo.scenes`, knows these too.
+A network that has learned shapes, and not the ways of :mod:`testbed.scenes`, knows these too.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 
-from .scenes import COLOURS, KINDS, Region, Scene, Shape
+from testbed.scenes import COLOURS, KINDS, Region, Scene, Shape
 
 SMALLEST_SIDE, LARGEST_SIDE = 300, 1600
 # two of each: pure, as a drawing program offers it first, and softer

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from ..scenes import COLOURS, DOT_COLOURS, KINDS
+from testbed.scenes import COLOURS, DOT_COLOURS, KINDS
+
 from .batches import NOTHING, Batch, DenseTargets
 from .losses import Losses
 

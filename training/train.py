@@ -1,7 +1,7 @@
 """Train the shapes network, from nothing, on drawn scenes.
 
-    python -m demo.train demo/sam3_shapes.pt            # two CPU cores: about two and a half hours
-    python -m demo.train demo/sam3_shapes.pt --cuda
+    python -m training demo/sam3_shapes.pt            # two CPU cores: about two and a half hours
+    python -m training demo/sam3_shapes.pt --cuda
 
 The state is saved to .cache every few minutes, the log beside it; the same command goes on from there.
 """
@@ -23,14 +23,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from sam3_engine.model import Architecture, Sam3Image, build_network, checkpoint_contents
 from sam3_engine.runtime import choose_device, running_on
 
-from .training.batches import Batch, Batches
-from .training.dense import DenseHeads
-from .training.detector import detector_losses, prepare
-from .training.exemplars import ExemplarHead
-from .training.losses import Losses
-from .training.optimisation import Optimiser
-from .training.outlines import outline_losses
-from .training.starting_weights import initialise, used_tokens
+from .batches import Batch, Batches
+from .dense import DenseHeads
+from .detector import detector_losses, prepare
+from .exemplars import ExemplarHead
+from .losses import Losses
+from .optimisation import Optimiser
+from .outlines import outline_losses
+from .starting_weights import initialise, used_tokens
 
 SHAPES = Architecture(
     resolution=336,
@@ -242,7 +242,7 @@ def _to(batch: Any, device: torch.device) -> Any:
 
 def main() -> None:
     """Train as the command line asks for it."""
-    parser = argparse.ArgumentParser(prog="python -m demo.train", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path, help="the file to write at the end")
     parser.add_argument("--cuda", action="store_true")
     parser.add_argument("--state", type=Path, default=STATE_FILE, help="where the run's state is kept meanwhile")

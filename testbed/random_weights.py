@@ -1,7 +1,7 @@
 """Write a checkpoint of seeded random weights: the network is real, its answers are not.
 
-    python -m demo.random_weights sam3_random.pt            # full size, 3.45 GB
-    python -m demo.random_weights small_random.pt --small   # 4 MB, for tests
+    python -m testbed.random_weights sam3_random.pt            # full size, 3.45 GB
+    python -m testbed.random_weights small_random.pt --small   # 4 MB, for tests
 
 SAM 3's weights are gated. What needs a network of the real size but no right masks (timings, memory, parity with the
 sam3 package) runs on such a file.

@@ -1,1 +1,0 @@
-"""How the shapes network is trained, in pieces: :mod:`demo.train` puts them together."""

@@ -1,0 +1,1 @@
+"""Segment folders of images on Ray, on one machine or a cluster."""

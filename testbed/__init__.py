@@ -1,0 +1,1 @@
+"""What the demo, the tests, the benchmarks and the training share."""

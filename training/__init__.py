@@ -1,0 +1,1 @@
+"""How the shapes network of the demo is trained and evaluated."""

@@ -1,0 +1,5 @@
+"""Run :mod:`training.train`."""
+
+from .train import main
+
+main()
