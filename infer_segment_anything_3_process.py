@@ -1,206 +1,152 @@
-"""The algorithm as Ikomia sees it: parameters, inputs, a run. What SAM 3 does is in :mod:`.sam3_engine`."""
+"""The algorithm as Ikomia sees it: parameters, inputs, a run. :mod:`.sam3_engine` does the segmentation."""
 
-import contextlib
+from __future__ import annotations
+
 import copy
 import logging
 import numbers
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ikomia import core, dataprocess
 
 from .infer_segment_anything_3_outputs import SegmentOutputs
-from .sam3_engine.parsing import quote
-from .sam3_engine.prompts import drawn_prompt
+from .sam3_engine import __version__
+from .sam3_engine.errors import quote
+from .sam3_engine.prompt_strings import Drawing
 from .sam3_engine.settings import Settings
-from .sam3_engine.weights import find_checkpoint
+
+if TYPE_CHECKING:
+    from .sam3_engine import Predictor
 
 logger = logging.getLogger(__name__)
 
+_WEIGHTS_FOLDER = Path(__file__).resolve().parent / "weights"
+
 
 class InferSegmentAnything3Param(core.CWorkflowTaskParam):
-    """The parameters; :class:`~.sam3_engine.settings.Settings` says what each one means."""
+    """The parameters; :class:`~.sam3_engine.settings.Settings` describes each one."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         core.CWorkflowTaskParam.__init__(self)
         self.settings = Settings()
 
-    def set_values(self, params):
-        """Take over those parameters that ``params`` (names to strings) holds.
+    def set_values(self, params: Mapping[str, str]) -> None:
+        """Set the parameters that ``params`` (names to strings) holds.
 
         Raises:
-            ValueError: one of them is not what its parameter expects; then none is taken over.
+            ValueError: a value is not what its parameter expects; then nothing changes.
         """
         self.settings = self.settings.updated(params)
 
-    def get_values(self):
-        """All parameters, names to strings."""
+    def get_values(self) -> dict[str, str]:
+        """Return all parameters, names to strings."""
         return self.settings.to_strings()
 
 
 class InferSegmentAnything3ParamFactory(dataprocess.CTaskParamFactory):
     """Creates parameters."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         dataprocess.CTaskParamFactory.__init__(self)
         self.name = "infer_segment_anything_3"
 
-    def create(self):
-        """New parameters with their defaults."""
+    def create(self) -> InferSegmentAnything3Param:
+        """Return parameters with their defaults."""
         return InferSegmentAnything3Param()
-
-
-def _as_string(name, value):
-    """A parameter's value as the string in which it travels."""
-    if value is None:
-        return ""
-    if isinstance(value, str | numbers.Number | np.bool_ | np.ndarray | list | tuple | os.PathLike):
-        return str(value)
-    raise ValueError(f"{name} = {quote(value)}: expected a string, not {type(value).__name__}.")
-
-
-@contextlib.contextmanager
-def _parameter_named(settings):
-    """Errors about a checkpoint begin with the parameter that names it, if it does."""
-    from .sam3_engine.model import CheckpointError
-
-    try:
-        yield
-    except CheckpointError as error:
-        if settings.model_weight_file.strip():
-            typed = quote(settings.model_weight_file.strip(), limit=1000)
-            raise ValueError(f"model_weight_file = {typed}: {error}") from error
-        raise
 
 
 class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
     """Segments the input image by text, points or boxes.
 
-    Inputs: the image; graphics drawn on it. Outputs: the image, then one ``CSemanticSegmentationIO`` per mask, then if
-    asked for a ``CInstanceSegmentationIO`` with the objects.
+    Inputs: the image; graphics drawn on it. Outputs: the image, one ``CSemanticSegmentationIO`` per mask and, on
+    request, a ``CInstanceSegmentationIO`` with the objects.
     """
 
-    def __init__(self, name, param):
+    def __init__(self, name: str, param: InferSegmentAnything3Param | None) -> None:
         dataprocess.CSemanticSegmentationTask.__init__(self, name)
         self.set_param_object(InferSegmentAnything3Param() if param is None else copy.deepcopy(param))
-        self._weights_folder = Path(__file__).resolve().parent / "weights"
-        self._cuda_wanted = None
-        self._device = None
-        self._model = None
-        self._model_identity = None
-        self._predictor = None
+        self._predictor: Predictor | None = None
         self._outputs = SegmentOutputs(self)
 
-    def set_parameters(self, params):
+    def set_parameters(self, params: Mapping[str, Any]) -> None:
         """Change some parameters.
 
         Args:
-            params: names to values; None is the empty string; numbers, booleans, paths, lists, tuples and arrays are
-                taken as ``str()`` writes them.
+            params: names to values. None is the empty string; numbers, booleans, paths, lists, tuples and arrays are
+                converted with ``str()``.
 
         Raises:
-            ValueError: a value is not what its parameter expects; then nothing is changed.
+            ValueError: a value is not what its parameter expects; then nothing changes.
         """
         known = self.get_param_object().get_values()
-        unknown = [name for name in params if name not in known]
+        unknown = [str(name) for name in params if name not in known]
         if unknown:
-            logger.warning(
-                "There is no parameter %s: it is ignored. There are: %s.",
-                ", ".join(map(str, unknown)),
-                ", ".join(known),
-            )
-        super().set_parameters({name: _as_string(name, params[name]) for name in params if name in known})
+            logger.warning("Unknown parameter %s is ignored. Parameters: %s.", ", ".join(unknown), ", ".join(known))
+        super().set_parameters({name: _to_string(name, params[name]) for name in params if name in known})
 
-    def get_progress_steps(self):
-        """Steps that a run reports: model, image, prompt."""
+    def get_progress_steps(self) -> int:
+        """Return the number of steps that a run reports: model, image, prompt."""
         return 3
 
-    def init_long_process(self):
-        """Download and load the model ahead of the first run."""
-        settings = self.get_param_object().settings
-        with _parameter_named(settings):
-            self._open_predictor(settings)
+    def init_long_process(self) -> None:
+        """Download and load the model before the first run."""
+        self._open_predictor(self.get_param_object().settings)
         super().init_long_process()
 
-    def run(self):
+    def run(self) -> None:
         """Segment the input image.
 
         Raises:
             ValueError: a prompt, the image or the checkpoint cannot be used; the message says why.
-            RuntimeError: the weights cannot be had; the message says what to do.
+            RuntimeError: the weights are not available; the message says what to do.
         """
         self._outputs.clear()
-        super().init_long_process()  # else the framework calls ours, and a run without a prompt needs no model
+        super().init_long_process()  # or the framework calls ours, and a run without a prompt needs no model
         self.begin_task_run()
         try:
             self._segment_input()
             self.end_task_run()
             self._outputs.save_further_masks()
         except BaseException:
-            self._outputs.clear()  # no half a result
+            self._outputs.clear()  # no partial results
             raise
 
-    def _segment_input(self):
-        """Fill the outputs with what the parameters, or else the drawn graphics, ask for."""
+    def _segment_input(self) -> None:
+        """Answer the prompt of the parameters, or else of the drawn graphics, and fill the outputs."""
         self.forward_input_image(0, 0)
         settings = self.get_param_object().settings
         image = self.get_input(0).get_image()
         if image is None:
-            raise ValueError("No image at the first input: nothing is connected to it, or the file cannot be read.")
+            raise ValueError("No image at the first input: it is not connected, or the file cannot be read.")
         height, width = image.shape[:2]
-        prompt = settings.prompt(self._drawn_prompt())
-
-        if prompt is None:
+        chosen = settings.prompt(self._drawing())
+        if chosen is None:
             logger.warning("Nothing to segment: set input_text, input_box or input_point, or draw on the image.")
             self._outputs.write(None, [], width, height, objects=settings.instance_output)
             for _ in range(self.get_progress_steps()):
                 self.emit_step_progress()
-        else:
-            inside = prompt.clipped(width, height)  # a bad prompt fails before the slow part
-            with _parameter_named(settings):
-                self._segment(image, inside, settings)
-
-    def _segment(self, image, prompt, settings):
-        """Run the model and fill the mask outputs, one progress step after each part."""
+            return
+        fitted = chosen.fit(width, height)  # before the slow part
         predictor = self._open_predictor(settings)
         self.emit_step_progress()
-        embedding = predictor.encode_image(image, settings.input_size_percent)
-        self.emit_step_progress()
-        segments = predictor.segment(
-            embedding,
-            prompt,
-            confidence_threshold=settings.confidence_threshold,
-            iou_threshold=settings.iou_threshold,
-            multimask=settings.multimask_output,
-        )
-        self._outputs.write(prompt, segments, embedding.width, embedding.height, objects=settings.instance_output)
-        self.emit_step_progress()
+        with settings.naming_weights():
+            segments = predictor.predict(image, fitted, settings.options, on_step=self.emit_step_progress)
+        self._outputs.write(fitted.prompt, segments, width, height, objects=settings.instance_output)
 
-    def _open_predictor(self, settings):
-        """The predictor that the settings ask for; the model is loaded only if the checkpoint or the device changed."""
-        from .sam3_engine.model import model_identity, shared_model
-        from .sam3_engine.predictor import Predictor
-        from .sam3_engine.runtime import choose_device
-
-        if settings.cuda != self._cuda_wanted:
-            self._device = choose_device(settings.cuda)
-            self._cuda_wanted = settings.cuda
-        checkpoint = find_checkpoint(settings.model_weight_file, self._weights_folder)
-        identity = model_identity(checkpoint, self._device)
-        if identity != self._model_identity:
-            self._predictor = self._model = self._model_identity = None  # frees its memory, which the next one may need
-            self._model = shared_model(checkpoint, self._device)
-            self._model_identity = identity
-        if self._predictor is None or self._predictor.input_size != settings.model_input_size:
-            self._predictor = Predictor(self._model, settings.model_input_size)
+    def _open_predictor(self, settings: Settings) -> Predictor:
+        """Return the predictor that the parameters ask for; loads a model only if the weights or the device changed."""
+        self._predictor = settings.open_predictor(_WEIGHTS_FOLDER, replaces=self._predictor)
         return self._predictor
 
-    def _drawn_prompt(self):
-        """The prompt that the graphics on the second input stand for, None if there are none of use."""
+    def _drawing(self) -> Drawing:
+        """Return the rectangles and points that are drawn on the second input."""
         graphics = self.get_input(1)
         if graphics is None or not graphics.is_data_available():
-            return None
+            return Drawing()
         rectangles, points = [], []
         for item in graphics.get_items():
             if item.get_type() == core.GraphicsItem.RECTANGLE:
@@ -209,25 +155,34 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
                 rectangles.append((left, top, right, bottom))
             elif item.get_type() == core.GraphicsItem.POINT:
                 points.append((item.point.x, item.point.y))
-        return drawn_prompt(rectangles, points) or None
+        return Drawing(tuple(rectangles), tuple(points))
+
+
+def _to_string(name: str, value: object) -> str:
+    """Return a parameter's value as a string."""
+    if value is None:
+        return ""
+    if isinstance(value, str | numbers.Number | np.bool_ | np.ndarray | list | tuple | os.PathLike):
+        return str(value)
+    raise ValueError(f"{name} = {quote(value)}: expected a string, not {type(value).__name__}.")
 
 
 class InferSegmentAnything3Factory(dataprocess.CTaskFactory):
-    """Creates the algorithm, and says what it is."""
+    """Creates the algorithm and describes it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         dataprocess.CTaskFactory.__init__(self)
         self.info.name = "infer_segment_anything_3"
         self.info.short_description = (
-            "Segment Anything Model 3: masks of what texts, examples, points or boxes ask for."
+            "Segment Anything Model 3: segment images by text, example boxes, points or boxes."
         )
         self.info.description = (
             "Inference for the Segment Anything Model 3 (SAM 3). Text prompts such as 'shoe', or example boxes, find "
-            "every instance of a concept; points and boxes outline one object, or one per box. The weights are gated: "
+            "every instance of a concept; points and boxes segment one object, or one per box. The weights are gated: "
             "request access at https://huggingface.co/facebook/sam3 and log in with `hf auth login`."
         )
         self.info.path = "Plugins/Python/Segmentation"
-        self.info.version = "1.0.0"
+        self.info.version = __version__
         self.info.icon_path = "icons/icon.png"
         self.info.authors = "Meta AI Research"
         self.info.article = "SAM 3: Segment Anything with Concepts"
@@ -248,6 +203,6 @@ class InferSegmentAnything3Factory(dataprocess.CTaskFactory):
         self.info.hardware_config.gpu_required = False
         self.info.hardware_config.min_vram = 6
 
-    def create(self, param=None):
-        """The algorithm, with ``param`` or with default parameters."""
+    def create(self, param: InferSegmentAnything3Param | None = None) -> InferSegmentAnything3:
+        """Return the algorithm, with ``param`` or with default parameters."""
         return InferSegmentAnything3(self.info.name, param)

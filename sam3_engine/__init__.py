@@ -1,6 +1,71 @@
-"""SAM 3 image segmentation by text, points and boxes, independent of Ikomia.
+"""SAM 3 image segmentation by phrases, example boxes, points and boxes.
 
-The way of the data: :mod:`~.prompts` turns what the user typed into checked prompts, :mod:`~.weights`
-finds the checkpoint, :mod:`~.model` loads it, and :mod:`~.predictor` turns an image and a prompt into
-segments. Importing this package imports neither torch nor sam3.
+    from sam3_engine import ConceptPrompt, Options, open_predictor
+
+    predictor = open_predictor()
+    segments = predictor.predict(image, ConceptPrompt(("shoe",)), Options(confidence_threshold=0.3))
+
+Importing this package imports neither torch nor sam3: names are loaded when they are used.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .embedding import ImageEmbedding
+    from .errors import CheckpointError, DeviceMemoryError, ImageError, PromptError, WeightFileError, WeightsError
+    from .masks import label_map, masks_of
+    from .options import Options
+    from .predictor import Predictor, open_predictor
+    from .prompts import ConceptPrompt, GeometricPrompt
+    from .segments import Segment
+
+__version__ = "1.0.0"
+
+_MODULES = {
+    "CheckpointError": "errors",
+    "ConceptPrompt": "prompts",
+    "DeviceMemoryError": "errors",
+    "GeometricPrompt": "prompts",
+    "ImageEmbedding": "embedding",
+    "ImageError": "errors",
+    "Options": "options",
+    "Predictor": "predictor",
+    "PromptError": "errors",
+    "Segment": "segments",
+    "WeightFileError": "errors",
+    "WeightsError": "errors",
+    "label_map": "masks",
+    "masks_of": "masks",
+    "open_predictor": "predictor",
+}
+
+__all__ = [
+    "CheckpointError",
+    "ConceptPrompt",
+    "DeviceMemoryError",
+    "GeometricPrompt",
+    "ImageEmbedding",
+    "ImageError",
+    "Options",
+    "Predictor",
+    "PromptError",
+    "Segment",
+    "WeightFileError",
+    "WeightsError",
+    "label_map",
+    "masks_of",
+    "open_predictor",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-# beyond these a network cannot be what it says, and building it might take all memory
+# larger sizes cannot be those of a SAM 3 network, and building one might take all memory
 _LARGEST_SIZES = {
     "resolution": 4096,
     "vit_pretrain_resolution": 4096,
@@ -32,23 +32,23 @@ _MULTIPLES = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes from which :func:`sam3_engine.network.build_network` builds a network; the defaults are SAM 3's own.
+    """Sizes of a network for :func:`~.network.build_network`; the defaults are SAM 3's own.
 
     Attributes:
         resolution: side of the square network input, in pixels; a multiple of ``patch_size``.
         patch_size: side of an image patch (one token), in pixels.
-        vit_pretrain_resolution: input side at which the ViT's position tables were made, in pixels.
+        vit_pretrain_resolution: input side of the ViT's position tables, in pixels.
         vit_width, vit_depth, vit_heads, vit_mlp_ratio: of the image encoder's transformer.
         vit_window: side of its attention windows, in tokens.
-        vit_global_blocks: the blocks that attend to the whole image instead.
-        width, heads, ffn_width: of every transformer behind the image encoder.
+        vit_global_blocks: blocks that attend to the whole image instead.
+        width, heads, ffn_width: of every transformer after the image encoder.
         encoder_layers, decoder_layers, geometry_layers: of the detector.
-        queries: the most instances that a text prompt can find.
+        queries: the maximum number of instances that a concept can have.
         pixel_decoder_stages: upsampling stages of the detector's mask head.
         text_width, text_heads, text_layers, text_context, text_vocabulary: of the text encoder; context in tokens.
         mask_decoder_depth, mask_decoder_heads, mask_decoder_ffn_width, iou_head_width: of the SAM mask decoder.
-        mask_decoder_downsample: how much narrower its cross attentions are than ``width``.
-        fill_hole_area: holes of point and box masks up to this area are filled, in pixels of the mask logits.
+        mask_decoder_downsample: factor by which its cross attentions are narrower than ``width``.
+        fill_hole_area: holes of point and box masks up to this area are filled, in mask logits.
         memory_width, memory_layers, memory_fuser_layers: of the video memory, which images do not use.
     """
 
@@ -95,7 +95,7 @@ class Architecture:
             else:
                 valid = type(value) is int and 0 < value <= _LARGEST_SIZES.get(name, 2**14)
             if not valid:
-                raise ValueError(f"{name} = {value!r} is not a size of a SAM 3 network")
+                raise ValueError(f"{name} = {value!r} is not a possible size of a SAM 3 network")
         for whole, part in _MULTIPLES.items():
             if getattr(self, whole) % getattr(self, part):
                 raise ValueError(f"{whole} {getattr(self, whole)} is not a multiple of {part} {getattr(self, part)}")
@@ -106,17 +106,17 @@ class Architecture:
         return self.resolution // self.patch_size
 
     def to_dict(self) -> dict[str, Any]:
-        """The sizes as plain values, to be saved beside a checkpoint's tensors."""
+        """Return the sizes as plain values, to save beside a checkpoint's tensors."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, sizes: Mapping[str, Any]) -> Architecture:
-        """The inverse of :meth:`to_dict`.
+        """Make an architecture from what :meth:`to_dict` returns.
 
         Raises:
             ValueError: a size is missing, unknown or impossible.
         """
         if not isinstance(sizes, Mapping) or set(sizes) != {field.name for field in fields(cls)}:
-            raise ValueError("the names of the sizes are not those of this version")
+            raise ValueError("it does not hold the sizes that this version expects")
         values: dict[str, Any] = {name: tuple(size) if isinstance(size, list) else size for name, size in sizes.items()}
         return cls(**values)

@@ -1,4 +1,4 @@
-"""Images of any common kind turned into what SAM 3 was trained on: 8-bit RGB."""
+"""Convert images of any common kind to 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -7,34 +7,33 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .errors import ImageError
+
 if TYPE_CHECKING:
     import PIL.Image
 
 _MODES_WITH_PLAIN_VALUES = ("L", "RGB", "I;16", "I", "F")
 
 
-class ImageError(ValueError):
-    """An image that cannot be segmented."""
-
-
 def pixels_of(image: PIL.Image.Image) -> np.ndarray:
-    """The pixels of a PIL image as :func:`as_rgb8` takes them; palettes and other colour spaces become RGB."""
+    """Return the pixels of a PIL image for :func:`as_rgb8`; palettes and other color spaces become RGB."""
     return np.asarray(image if image.mode in _MODES_WITH_PLAIN_VALUES else image.convert("RGB"))
 
 
 def as_rgb8(image: np.ndarray) -> np.ndarray:
     """Convert an image to 8-bit RGB.
 
-    Grey images get three equal channels and an alpha channel is dropped. Brightness keeps its meaning:
+    Grayscale images get three equal channels, and an alpha channel is dropped. The scale depends on the dtype:
 
-    - ``uint8`` and ``bool`` are taken as they are, black to white;
-    - other integers are read at the smallest even bit depth (8, 10, 12, 14, 16, ...) that holds the brightest
-      value, since cameras and scanners store 10 to 14 bits in 16-bit files;
-    - floats within 0..1 or within 0..255 are read on that scale;
+    - ``uint8`` and ``bool`` go from black to white;
+    - other integers have the smallest even bit depth (8, 10, 12, 14, 16, ...) that holds the brightest value, because
+      cameras and scanners store 10 to 14 bits in 16-bit files;
+    - floats from 0 to 1 and from 0 to 255 keep that scale;
     - anything else (negative values, floats above 255) is stretched from its minimum to its maximum.
 
     Args:
-        image: (H, W), (H, W, 1) grey, (H, W, 2) grey and alpha, (H, W, 3) RGB or (H, W, 4) RGBA; any real dtype.
+        image: (H, W) or (H, W, 1) grayscale, (H, W, 2) grayscale and alpha, (H, W, 3) RGB or (H, W, 4) RGBA; any real
+            dtype.
 
     Returns:
         (H, W, 3) uint8, C-contiguous. It may share memory with ``image``.
@@ -49,7 +48,7 @@ def as_rgb8(image: np.ndarray) -> np.ndarray:
     if image.ndim != 3 or image.shape[2] not in (1, 2, 3, 4):
         raise ImageError(f"image of shape {shape}: expected height x width, with 1 to 4 channels.")
     if 0 in shape:
-        raise ImageError(f"image of shape {shape}: it has no pixels, expected at least one.")
+        raise ImageError(f"image of shape {shape}: it has no pixels; expected at least one.")
 
     has_alpha = image.shape[2] in (2, 4)
     colours = _as_uint8(image[:, :, :-1] if has_alpha else image)
@@ -57,7 +56,7 @@ def as_rgb8(image: np.ndarray) -> np.ndarray:
 
 
 def content_digest(image: np.ndarray) -> bytes:
-    """What tells images apart by their content: equal for equal pixels in the same shape, whatever array holds them.
+    """Return a hash of an image's pixels and shape.
 
     Args:
         image: (H, W, 3) uint8, C-contiguous, as :func:`as_rgb8` returns it.
@@ -73,10 +72,10 @@ def _as_uint8(image: np.ndarray) -> np.ndarray:
     if image.dtype.kind not in "uif":
         raise ImageError(f"image of dtype {image.dtype}: expected integers, floats or booleans.")
 
-    # min and max pass on NaN and infinity, so they answer for every pixel
+    # min and max propagate NaN and infinity: they speak for every pixel
     darkest, brightest = image.min().item(), image.max().item()
     if not np.isfinite(darkest) or not np.isfinite(brightest):
-        raise ImageError("the image holds NaN or infinity: expected finite values.")
+        raise ImageError("The image contains NaN or infinity: expected finite values.")
     if darkest >= 0 and image.dtype.kind in "ui":
         bit_depth = max(8, brightest.bit_length() + brightest.bit_length() % 2)
         darkest, brightest = 0, 2**bit_depth - 1
@@ -86,16 +85,16 @@ def _as_uint8(image: np.ndarray) -> np.ndarray:
 
 
 def _stretched(image: np.ndarray, darkest: float, brightest: float) -> np.ndarray:
-    """Map ``darkest`` to 0 and ``brightest`` to 255, exactly over the whole range of any number type."""
+    """Map ``darkest`` to 0 and ``brightest`` to 255, exactly for the whole range of any number type."""
     if brightest == darkest:
         return np.zeros(image.shape, np.uint8)
     if image.dtype.kind in "ui":
-        if darkest < 0:  # the difference to the minimum fits the unsigned type of the same size, modulo its range
+        if darkest < 0:  # modulo its range, the difference to the minimum fits the unsigned type of the same size
             unsigned = np.dtype(f"u{image.dtype.itemsize}").type
             image = image.astype(unsigned) - unsigned(darkest % 2 ** (8 * image.dtype.itemsize))
         difference = image.astype(np.float32)
         return np.rint(difference * np.float32(255 / (brightest - darkest))).astype(np.uint8)
-    # scaled by a power of two, which is exact, lest a float near the ends of its range overflow or vanish
+    # scale by a power of two, which is exact: floats near the ends of their range would overflow or underflow
     image = image.astype(np.float32) if image.dtype.itemsize < 4 else image
     kind = image.dtype.newbyteorder("=").type
     exponent = int(np.frexp(kind(max(abs(darkest), abs(brightest))))[1])

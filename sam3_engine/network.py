@@ -1,6 +1,6 @@
-"""The SAM 3 network, assembled from the sam3 package's classes at any size.
+"""Build a SAM 3 network of any size from the sam3 package's classes.
 
-Importing this module imports sam3: do so inside :func:`sam3_engine.runtime.importing_sam3`.
+Importing this module imports sam3: do so inside :func:`~.contexts.importing_sam3`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-# sam3 imports this one, and skimage's label, during a prediction, with side effects on logging and warnings
+# sam3 would import these during a prediction, with side effects on logging and warnings: this, and skimage's label
 import sam3.perflib.connected_components  # noqa: F401
 import torch
 from sam3.model.decoder import (
@@ -36,9 +36,10 @@ from sam3.sam.transformer import RoPEAttention, TwoWayTransformer
 from skimage.measure import label  # noqa: F401
 
 from .architecture import Architecture
-from .runtime import building_network
+from .contexts import building_network
+from .internals import build_causal_mask, leave_autocast, set_feature_sizes
 
-_DROPOUT = 0.1  # the package's; without effect in a network that only predicts
+_DROPOUT = 0.1  # the package's value; no effect in evaluation mode
 
 
 def build_network(architecture: Architecture, device: torch.device, *, without_weights: bool = False) -> Sam3Image:
@@ -49,11 +50,11 @@ def build_network(architecture: Architecture, device: torch.device, *, without_w
 
     Args:
         architecture: sizes of the network.
-        device: where it shall run. Parameters are made on the CPU; tables that are no part of a checkpoint go here.
-        without_weights: leave the large parameters on the meta device, for a checkpoint to be assigned to them.
+        device: for precomputed tables that are not part of a checkpoint. Parameters are on the CPU.
+        without_weights: leave large parameters on the meta device, so that a checkpoint can be assigned to them.
 
     Returns:
-        The network; its parameters are initialised as the package does, the text encoder's in part not at all.
+        The network. The package initializes its parameters, except some of the text encoder's.
     """
     with building_network(device, without_weights=without_weights):
         network = Sam3Image(
@@ -73,14 +74,13 @@ def build_network(architecture: Architecture, device: torch.device, *, without_w
             inst_interactive_predictor=_interactive_predictor(architecture),
             matcher=None,
         )
-    with building_network(device, without_weights=False, draws=False):  # made with torch.empty, but no weight
-        text_transformer = network.backbone.language_backbone.encoder
-        text_transformer.attn_mask = text_transformer.build_causal_mask().to(device)
+    with building_network(device, without_weights=False, draws=False):
+        build_causal_mask(network, device)
     return network.eval()
 
 
 def vocabulary_path() -> Path:
-    """The byte-pair vocabulary of the text encoder: open_clip ships the file that sam3's wheel lacks.
+    """Return the path of the text encoder's byte-pair vocabulary, which open_clip ships and sam3's wheel lacks.
 
     Raises:
         ModuleNotFoundError: open_clip is not installed.
@@ -297,15 +297,14 @@ def _interactive_predictor(architecture: Architecture) -> SAM3InteractiveImagePr
         fill_hole_area=0,
         use_memory_selection=False,
     )
-    tracker.bf16_context.__exit__(None, None, None)  # the package enters a CUDA autocast and never leaves it
+    leave_autocast(tracker)
     predictor = SAM3InteractiveImagePredictor(tracker, max_hole_area=architecture.fill_hole_area)
-    grid = architecture.grid
-    predictor._bb_feat_sizes = [(4 * grid, 4 * grid), (2 * grid, 2 * grid), (grid, grid)]
+    set_feature_sizes(predictor, [(scale * architecture.grid,) * 2 for scale in (4, 2, 1)])
     return predictor
 
 
 class _Tracker(Sam3TrackerPredictor):
-    """The package's tracker; the sizes that are literals in its ``_build_sam_heads`` come from an architecture."""
+    """The package's tracker, with the sizes that are literals in its ``_build_sam_heads`` from an architecture."""
 
     def __init__(self, architecture: Architecture, **options: object) -> None:
         self._architecture = architecture

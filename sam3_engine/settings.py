@@ -1,15 +1,21 @@
-"""The plugin's parameters: typed, checked, and as the strings in which they travel."""
+"""The parameters of the plugin and the batch: typed, checked, and as strings."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from .parsing import quote
-from .prompts import GeometricPrompt, Prompt, choose_prompt
-from .runtime import cuda_present
+from .devices import cuda_present
+from .errors import CheckpointError, WeightFileError, WeightsError, quote
+from .options import Options
+from .prompt_strings import ChosenPrompt, Drawing, PromptStrings
+
+if TYPE_CHECKING:
+    from .predictor import Predictor
 
 
 @dataclass(frozen=True)
@@ -17,17 +23,14 @@ class Settings:
     """The plugin's parameters.
 
     Attributes:
-        cuda: run on CUDA if there is one.
-        input_size_percent: 1..100, the image is shrunk to this before inference.
-        confidence_threshold: 0..1, text and example boxes only: instances scoring strictly above it are kept.
-        iou_threshold: 0..1, text and example boxes only: instances that overlap a better one more are dropped.
-        input_text: noun phrase, or several as typed, ``["shoe", "person"]``.
-        input_box: boxes as typed, ``[[x1, y1, x2, y2], ...]`` in source-image pixels.
-        input_box_label: labels as typed, one per box, which make examples of the boxes: 1 what to find, 0 what not.
-        input_point: points as typed, ``[[x, y], ...]`` in source-image pixels.
-        input_point_label: labels as typed, one per point, 1 foreground, 0 background.
-        multimask_output: points and boxes only, three candidate masks for each object.
-        instance_output: one more output with every segment as an object: label, score, box, mask.
+        cuda: run on CUDA if it is available.
+        input_size_percent: 1..100, shrink the image to this size before inference.
+        confidence_threshold: 0..1, text and example boxes only; keep instances that score strictly above it.
+        iou_threshold: 0..1, text and example boxes only; of two instances whose mask IoU exceeds it, keep the better.
+        input_text, input_box, input_box_label, input_point, input_point_label: the prompt as typed, see
+            :class:`~.prompt_strings.PromptStrings`.
+        multimask_output: points and boxes only, three candidate masks per object.
+        instance_output: one more output with every segment as an object: label, score, box and mask.
         model_input_size: side of the network's square input in pixels, 112..2016; 0 for the checkpoint's own.
         model_weight_file: path of a local checkpoint; blank for the published weights.
     """
@@ -47,9 +50,9 @@ class Settings:
     model_weight_file: str = ""
 
     def updated(self, strings: Mapping[str, str]) -> Settings:
-        """These settings with those in ``strings`` replaced; unknown names are ignored.
+        """Return a copy with the parameters in ``strings`` replaced; unknown names are ignored.
 
-        Numbers and booleans are checked here; prompts are kept as typed and checked by :meth:`prompt`.
+        Numbers and booleans are checked here; prompts are kept as typed and checked when :meth:`prompt` is called.
 
         Raises:
             ValueError: a value is not what its parameter expects.
@@ -57,14 +60,57 @@ class Settings:
         return replace(self, **{name: read(name, strings[name]) for name, read in _READERS.items() if name in strings})
 
     def to_strings(self) -> dict[str, str]:
-        """All parameters as strings, the inverse of :meth:`updated`."""
+        """Return all parameters as strings, the inverse of :meth:`updated`."""
         return {name: str(value) for name, value in asdict(self).items()}
 
-    def prompt(self, drawn: GeometricPrompt | None = None) -> Prompt | None:
-        """The prompt that counts, see :func:`~sam3_engine.prompts.choose_prompt`."""
-        return choose_prompt(
-            self.input_text, self.input_box, self.input_box_label, self.input_point, self.input_point_label, drawn
+    @property
+    def prompt_strings(self) -> PromptStrings:
+        """The prompt parameters."""
+        return PromptStrings(
+            self.input_text, self.input_box, self.input_box_label, self.input_point, self.input_point_label
         )
+
+    @property
+    def options(self) -> Options:
+        """What the engine needs to know beside the prompt."""
+        return Options(self.confidence_threshold, self.iou_threshold, self.multimask_output, self.input_size_percent)
+
+    @contextlib.contextmanager
+    def naming_weights(self) -> Iterator[None]:
+        """Name the parameter ``model_weight_file`` in errors about the weights.
+
+        Raises:
+            ValueError: the file cannot be used.
+            WeightsError: the published weights are not available.
+        """
+        try:
+            yield
+        except WeightsError as error:
+            raise WeightsError(error.reason, error.place, "model_weight_file") from error
+        except WeightFileError as error:
+            raise WeightFileError("model_weight_file", error.value, error.reason) from None
+        except CheckpointError as error:
+            if not self.model_weight_file.strip():
+                raise
+            typed = quote(self.model_weight_file.strip(), limit=1000)
+            raise ValueError(f"model_weight_file = {typed}: {error}") from error
+
+    def open_predictor(self, weights_folder: Path, replaces: Predictor | None = None) -> Predictor:
+        """Open the predictor that the parameters ask for, see :func:`~.predictor.open_predictor`."""
+        from .predictor import open_predictor
+
+        with self.naming_weights():
+            return open_predictor(
+                self.model_weight_file,
+                cuda=self.cuda,
+                input_size=self.model_input_size,
+                weights_folder=weights_folder,
+                replaces=replaces,
+            )
+
+    def prompt(self, drawing: Drawing | None = None) -> ChosenPrompt | None:
+        """Return the prompt that counts, see :meth:`~.prompt_strings.PromptStrings.choose`."""
+        return self.prompt_strings.choose(drawing)
 
 
 def _read_bool(name: str, text: str) -> bool:

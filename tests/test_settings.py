@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from sam3_engine.prompts import ConceptPrompt, GeometricPrompt, PromptError
-from sam3_engine.runtime import cuda_present
+from sam3_engine.devices import cuda_present
+from sam3_engine.errors import PromptError
+from sam3_engine.prompt_strings import ChosenPrompt, Drawing
+from sam3_engine.prompts import ConceptPrompt, GeometricPrompt
 from sam3_engine.settings import Settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -144,7 +146,7 @@ def test_thresholds_in_every_spelling(name, text, value):
 
 
 MALFORMED = ["", " ", "abc", "None", "nan", "NaN", "inf", "-inf", "Infinity", "1e999", "-1e999", "0x1", "1,5", "50%"]
-MALFORMED += ["[1]", "(1,)", "1 2", "1.0.0", "True", "False", "--1", "1e", "½", "9" * 5000, "x" * 100_000]
+MALFORMED += ["[1]", "(1,)", "1 2", "1.2.3", "True", "False", "--1", "1e", "½", "9" * 5000, "x" * 100_000]
 
 
 def names(texts: list[str]) -> list[str]:
@@ -246,13 +248,13 @@ def test_texts_are_kept_as_typed(name, text):
 def test_the_prompt_is_parsed_from_the_strings():
     expected = GeometricPrompt(boxes=((1, 2, 3, 4),), points=((5, 6),), point_labels=(0,))
     strings = {"input_box": "[1, 2, 3, 4]", "input_point": "((5, 6),)", "input_point_label": "0"}
-    assert Settings().updated(strings).prompt() == expected
-    assert Settings().updated({**strings, "input_text": " red  shoe"}).prompt() == ConceptPrompt(("red shoe",))
+    assert Settings().updated(strings).prompt().prompt == expected
+    assert Settings().updated({**strings, "input_text": " red  shoe"}).prompt().prompt == ConceptPrompt(("red shoe",))
 
 
 def test_what_is_drawn_is_the_prompt_if_nothing_is_typed():
-    drawn = GeometricPrompt(points=((5, 6),), point_labels=(1,), drawn=True)
-    assert Settings().prompt(drawn) == drawn
+    drawing = Drawing(points=((5, 6),))
+    assert Settings().prompt(drawing) == ChosenPrompt(GeometricPrompt((), ((5, 6),), (1,)), drawn=True)
     assert Settings().prompt() is None
 
 
@@ -270,7 +272,9 @@ def test_a_malformed_prompt_is_refused_when_it_is_asked_for(name, text):
 # --- imports
 
 
-@pytest.mark.parametrize("module", ["settings", "prompts", "weights", "images"])
+@pytest.mark.parametrize(
+    "module", ["settings", "prompts", "prompt_strings", "weights", "images", "errors", "fitting", "options"]
+)
 def test_importing_loads_neither_torch_nor_sam3(module):
     code = f"""
 import sys

@@ -1,4 +1,4 @@
-"""What was made lately, kept in case it is asked for again."""
+"""A least-recently-used cache."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import Generic, TypeVar
 Value = TypeVar("Value")
 
 
-class Recent(Generic[Value]):
-    """The values asked for last, by key. Not safe in several threads by itself.
+class LRUCache(Generic[Value]):
+    """Keep the most recently used values by key. Not thread-safe.
 
     Args:
-        capacity: how many are kept, at least 1; the one that was not asked for the longest goes first.
+        capacity: number of values to keep, at least 1.
     """
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._values: OrderedDict[Hashable, Value] = OrderedDict()
 
-    def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
-        """The value of ``key``, made by ``make`` unless it is kept.
+    def get(self, key: Hashable, compute: Callable[[], Value]) -> Value:
+        """Return the value of ``key``; call ``compute`` if it is not cached.
 
-        The one that has to go goes before the new one is made, so that no more than ``capacity`` take memory at a time.
-        If ``make`` raises, nothing is kept for ``key``.
+        Evicts before computing, so that at most ``capacity`` values are in memory at a time. If ``compute`` raises,
+        nothing is cached for ``key``.
         """
         if key not in self._values:
             while len(self._values) >= self._capacity:
                 self._values.popitem(last=False)
-            self._values[key] = make()
+            self._values[key] = compute()
         self._values.move_to_end(key)
         return self._values[key]
 
@@ -37,5 +37,5 @@ class Recent(Generic[Value]):
         return key in self._values
 
     def clear(self) -> None:
-        """Forget all."""
+        """Remove all values."""
         self._values.clear()

@@ -1,0 +1,103 @@
+"""Points and boxes: the masks of single objects.
+
+Importing this module imports torch and sam3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from .embedding import ImageEmbedding
+from .errors import CheckpointError
+from .fitting import FittedPrompt
+from .internals import forget_image, mask_logits_side
+from .model import Model, Sam3Image
+from .options import Options
+from .prompts import UNNAMED, Box, GeometricPrompt
+from .segments import Segment
+
+_BOXES_PER_PASS = 16  # bounds the memory of the mask decoder
+
+
+class ClickHead:
+    """SAM 3's interactive head, which answers points and boxes, on a network of some input size.
+
+    Call its methods inside :meth:`~.model.Model.infer`.
+
+    Args:
+        model: names the checkpoint in errors.
+        network: of ``model``, at the input size of the embeddings.
+    """
+
+    def __init__(self, model: Model, network: Sam3Image) -> None:
+        self._model = model
+        self._network = network
+        self._mask_side = mask_logits_side(network)
+
+    def segment(self, embedding: ImageEmbedding, fitted: FittedPrompt, options: Options) -> list[Segment]:
+        """Return the objects of a :class:`~.prompts.GeometricPrompt` in the order of its boxes.
+
+        With ``options.multimask`` each has three candidates, by descending score.
+
+        Raises:
+            CheckpointError: the network answers NaN.
+        """
+        prompt = fitted.prompt
+        assert isinstance(prompt, GeometricPrompt)
+        points = {
+            "point_coords": np.array(fitted.relative_points) if prompt.points else None,
+            "point_labels": np.array(prompt.point_labels) if prompt.points else None,
+        }
+        return [
+            segment
+            for boxes in _split_into_passes(fitted.relative_boxes)
+            for segment in self._segment_pass(embedding, boxes, points, options.multimask)
+        ]
+
+    def _segment_pass(
+        self, embedding: ImageEmbedding, boxes: Sequence[Box], points: Mapping[str, Any], multimask: bool
+    ) -> Iterator[Segment]:
+        mask_logits, scores = self._predict(embedding, boxes, points, multimask)
+        if np.isnan(mask_logits).any() or np.isnan(scores).any():
+            raise CheckpointError(self._model.checkpoint, "the network answers NaN: its weights are damaged")
+        objects = max(1, len(boxes))
+        # back to the model's device: the logits are smaller than the masks that are made from them there
+        logits = torch.from_numpy(mask_logits).to(self._model.device)
+        logits = logits.reshape(objects, -1, self._mask_side, self._mask_side)
+        for object_logits, object_scores in zip(logits, scores.reshape(objects, -1), strict=True):
+            for candidate in np.argsort(-object_scores, kind="stable"):
+                score = float(object_scores[candidate])
+                yield Segment(object_logits[candidate], embedding.width, embedding.height, score, UNNAMED)
+
+    def _predict(
+        self, embedding: ImageEmbedding, boxes: Sequence[Box], points: Mapping[str, Any], multimask: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        # if the masks are as large as their logits, the package only fills holes
+        state = {
+            "original_height": self._mask_side,
+            "original_width": self._mask_side,
+            "backbone_out": embedding.features,
+        }
+        try:
+            mask_logits, scores, _ = self._network.predict_inst(
+                state,
+                **points,
+                box=np.array(boxes) if boxes else None,
+                multimask_output=multimask,
+                return_logits=True,
+                normalize_coords=False,
+            )
+        except BaseException:
+            forget_image(self._network)
+            raise
+        return mask_logits, scores
+
+
+def _split_into_passes(boxes: tuple[Box, ...]) -> Iterator[tuple[Box, ...]]:
+    """Yield a few boxes at a time; one empty pass if there are none."""
+    for start in range(0, max(1, len(boxes)), _BOXES_PER_PASS):
+        yield boxes[start : start + _BOXES_PER_PASS]

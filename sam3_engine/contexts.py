@@ -1,0 +1,81 @@
+"""The contexts in which code of the sam3 package runs: importing it, building a network, inference."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from .host_state import (
+    TorchSwitches,
+    cpu_by_default,
+    ignore_warnings,
+    preserve_environment,
+    preserve_float32_precision,
+    preserve_log_handlers,
+    preserve_random_state,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+_SWITCHES = TorchSwitches()
+
+
+@contextlib.contextmanager
+def importing_sam3() -> Iterator[None]:
+    """Import the package without changing the host process."""
+    with (
+        preserve_float32_precision(),
+        preserve_environment("TOKENIZERS_PARALLELISM", "TORCHINDUCTOR_CACHE_DIR"),
+        preserve_log_handlers(),
+        preserve_random_state(),  # some versions of rich, a dependency of huggingface_hub, draw from it
+        ignore_warnings(),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def building_network(device: torch.device, *, without_weights: bool, draws: bool | None = None) -> Iterator[None]:
+    """Instantiate the package's classes on ``device``, preserving random states and autocast.
+
+    Args:
+        device: for buffers and precomputed tables, whatever device the package names.
+        without_weights: put large parameters on the meta device, where they take no memory and no time, until a
+            checkpoint is assigned to them.
+        draws: whether random numbers are drawn; by default if there are weights to initialize. Other threads that draw
+            meanwhile get the same numbers again.
+    """
+    import torch
+
+    from .redirection import CudaRedirection
+
+    with (
+        _SWITCHES.preserve(),
+        ignore_warnings(),
+        torch.random.fork_rng(devices=[], enabled=not without_weights if draws is None else draws),
+        torch.autocast(device.type, enabled=False),
+        torch.inference_mode(False),  # whatever the host is in: the tensors outlive this
+        cpu_by_default(),
+        CudaRedirection(device, without_weights=without_weights),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def inference(device: torch.device, precision: torch.dtype) -> Iterator[None]:
+    """Run a network on ``device``, in inference mode and under autocast to ``precision``."""
+    import torch
+
+    from .openmp import full_thread_teams
+    from .redirection import redirect_cuda
+
+    with (
+        _SWITCHES.preserve(),
+        torch.inference_mode(),
+        torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32),
+        cpu_by_default(),
+        full_thread_teams(),
+        redirect_cuda(device),
+    ):
+        yield

@@ -1,0 +1,48 @@
+"""What the image encoder makes of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .lru_cache import LRUCache
+from .prompts import Box
+
+if TYPE_CHECKING:
+    import torch
+
+_CACHED_DETECTIONS = 16  # for each image; at SAM 3's size 33 MB each in bfloat16, 66 MB in float32
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """The detector's answer to a concept: all its queries, by descending score.
+
+    Attributes:
+        scores: (queries,) 0..1.
+        boxes: (x1, y1, x2, y2) in source pixels, one per query.
+        mask_logits: (queries, h, w), on the model's device.
+    """
+
+    scores: Sequence[float]
+    boxes: Sequence[Box]
+    mask_logits: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ImageEmbedding:
+    """The output of the image encoder; serves any number of prompts.
+
+    Attributes:
+        features: the feature pyramids of both heads, on the model's device.
+        width, height: of the source image, in pixels.
+        resolution: side of the network's input, in pixels.
+        detections: the detector's last answers, so that changing a threshold only filters.
+    """
+
+    features: Mapping[str, Any]
+    width: int
+    height: int
+    resolution: int
+    detections: LRUCache[Detections] = field(default_factory=lambda: LRUCache(_CACHED_DETECTIONS), repr=False)

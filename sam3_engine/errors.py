@@ -1,0 +1,84 @@
+"""The errors that the engine raises, and how they quote a value."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+class ImageError(ValueError):
+    """An image that cannot be segmented."""
+
+
+class ArgumentError(ValueError):
+    """A value that cannot be used.
+
+    Attributes:
+        argument: name of the argument or parameter at fault.
+        value: what it holds; the message shortens a long value.
+        reason: what is wrong, and what is expected.
+    """
+
+    _max_quoted = 80
+
+    def __init__(self, argument: str, value: object, reason: str) -> None:
+        super().__init__(f"{argument} = {quote(value, self._max_quoted)}: {reason}.")
+        self.argument = argument
+        self.value = value
+        self.reason = reason
+
+
+class PromptError(ArgumentError):
+    """A prompt that cannot be used."""
+
+
+class WeightFileError(ArgumentError):
+    """A path that does not name a weight file."""
+
+    _max_quoted = 1000
+
+
+class WeightsError(RuntimeError):
+    """The published weights are not on this machine and cannot be downloaded; the message says what you can do.
+
+    Attributes:
+        reason: what went wrong, and what to do about it.
+        place: where a downloaded file would be found, or None.
+    """
+
+    def __init__(self, reason: str, place: Path | None = None, argument: str = "weights") -> None:
+        put_there = f"put it at {place} or " if place else ""
+        super().__init__(
+            f"{reason} You can also download sam3.pt from https://huggingface.co/facebook/sam3 on any machine, and "
+            f"{put_there}set {argument} to its path."
+        )
+        self.reason = reason
+        self.place = place
+
+
+class CheckpointError(ValueError):
+    """A file that is not a complete and intact SAM 3 checkpoint."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(
+            f"{path} is not a usable SAM 3 checkpoint: {reason}. Expected Meta's sam3.pt or a file in the same format."
+        )
+
+
+class DeviceMemoryError(RuntimeError):
+    """The device ran out of memory; the message says what needs less."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(
+            f"Not enough memory on {device}. Use a smaller model input size, fewer boxes or phrases at a time, or the "
+            "CPU, or close other programs that use this memory."
+        )
+
+
+def quote(value: object, limit: int = 80) -> str:
+    """Return ``value`` in quotes for a message, cut to ``limit`` characters."""
+    text = str(value)
+    return repr(text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)")

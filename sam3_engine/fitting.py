@@ -1,0 +1,69 @@
+"""Fit prompts to an image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from .errors import PromptError
+from .prompts import Box, GeometricPrompt, Point, Prompt, in_brackets
+
+
+@dataclass(frozen=True)
+class FittedPrompt:
+    """A prompt that fits an image.
+
+    Attributes:
+        prompt: in source pixels, its boxes clipped to the image.
+        width, height: of the image, in pixels.
+    """
+
+    prompt: Prompt
+    width: int
+    height: int
+
+    @property
+    def relative_boxes(self) -> tuple[Box, ...]:
+        """The boxes ``(x1, y1, x2, y2)`` as fractions of the image's width and height."""
+        x, y = 1 / self.width, 1 / self.height
+        return tuple((x1 * x, y1 * y, x2 * x, y2 * y) for x1, y1, x2, y2 in self.prompt.boxes)
+
+    @property
+    def relative_points(self) -> tuple[Point, ...]:
+        """The points ``(x, y)`` as fractions of the image's width and height."""
+        points = self.prompt.points if isinstance(self.prompt, GeometricPrompt) else ()
+        return tuple((x * (1 / self.width), y * (1 / self.height)) for x, y in points)
+
+
+def fit_prompt(prompt: Prompt | FittedPrompt, width: int, height: int) -> FittedPrompt:
+    """Clip a prompt's boxes to an image and check that its points are inside.
+
+    Args:
+        prompt: in source pixels; one that is already fitted to the image is returned as it is.
+        width: of the image, in pixels.
+        height: of the image, in pixels.
+
+    Raises:
+        PromptError: a box has no overlap with the image, or a point is outside it.
+        ValueError: the prompt was fitted to an image of another size.
+    """
+    if isinstance(prompt, FittedPrompt):
+        if (prompt.width, prompt.height) != (width, height):
+            fitted = f"{prompt.width}x{prompt.height}"
+            raise ValueError(f"The prompt was fitted to an image of {fitted} pixels, not {width}x{height}.")
+        return prompt
+    if isinstance(prompt, GeometricPrompt):
+        for x, y in prompt.points:
+            if not (0 <= x < width and 0 <= y < height):
+                expected = f"expected 0 <= x < {width} and 0 <= y < {height}"
+                raise PromptError("points", in_brackets((x, y)), f"the point is outside the image; {expected}")
+    boxes = tuple(_clip_box(box, width, height) for box in prompt.boxes)
+    return FittedPrompt(replace(prompt, boxes=boxes), width, height)
+
+
+def _clip_box(box: Box, width: int, height: int) -> Box:
+    x1, y1, x2, y2 = box
+    left, top, right, bottom = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
+    if not (left < right and top < bottom):
+        reason = f"the box is outside the image; expected an overlap with [0, 0, {width}, {height}]"
+        raise PromptError("boxes", in_brackets(box), reason)
+    return left, top, right, bottom

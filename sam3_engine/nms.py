@@ -1,0 +1,59 @@
+"""Non-maximum suppression by masks.
+
+Importing this module imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from .segments import Segment, by_descending_score
+
+_BLOCK_SIZE = 256  # bounds the memory of comparing masks
+
+
+def drop_duplicates(segments: Sequence[Segment], iou_threshold: float) -> list[Segment]:
+    """Drop segments that overlap a better one too much: greedy non-maximum suppression.
+
+    The IoU is that of the masks at the network's resolution (positive logits). Labels do not matter.
+
+    Args:
+        segments: all of the same image and network.
+        iou_threshold: 0..1; a segment is dropped if its IoU with a better one that is kept exceeds it. 1 keeps all.
+
+    Returns:
+        The others, in their order.
+    """
+    if iou_threshold >= 1 or len(segments) < 2:
+        return list(segments)
+    by_score = by_descending_score(segments)
+    kept: list[int] = []
+    for start in range(0, len(by_score), _BLOCK_SIZE):
+        block = by_score[start : start + _BLOCK_SIZE]
+        masks = _binary_masks(segments, block)
+        duplicate = np.zeros(len(block), bool)
+        for earlier in range(0, len(kept), _BLOCK_SIZE):
+            better = _binary_masks(segments, kept[earlier : earlier + _BLOCK_SIZE])
+            duplicate |= (_pairwise_iou(masks, better) > iou_threshold).any(dim=1).cpu().numpy()
+        overlapping = (_pairwise_iou(masks, masks) > iou_threshold).cpu().numpy()
+        for index in range(len(block)):
+            if not duplicate[index]:
+                kept.append(block[index])
+                duplicate |= overlapping[index]
+    return [segments[index] for index in sorted(kept)]
+
+
+def _binary_masks(segments: Sequence[Segment], indices: Sequence[int]) -> torch.Tensor:
+    """Return (indices, h * w) zeros and ones in float32, in which the sums of a mask are exact."""
+    return torch.stack([segments[index].mask_logits > 0 for index in indices]).flatten(1).float()
+
+
+def _pairwise_iou(masks: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Return (n, m) the IoU of each of n masks with each of m others; 0 if both are empty."""
+    with torch.autocast(masks.device.type, enabled=False):  # it would round the sums
+        intersection = masks @ others.T
+    union = masks.sum(dim=1)[:, None] + others.sum(dim=1) - intersection
+    return intersection / union.clamp(min=1)

@@ -1,0 +1,40 @@
+"""How a prompt is answered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything about an answer that is not the prompt.
+
+    Attributes:
+        confidence_threshold: 0..1, concepts only; keep instances that score strictly above it.
+        iou_threshold: 0..1, concepts only; of two instances whose mask IoU exceeds it, keep the better.
+        multimask: points and boxes only; return three candidates per object instead of one.
+        size_percent: 1..100, shrink the image to this size before the image encoder.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    confidence_threshold: float = 0.5
+    iou_threshold: float = 1.0
+    multimask: bool = False
+    size_percent: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("confidence_threshold", "iou_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} = {getattr(self, name)!r}: expected a number from 0 to 1.")
+        check_size_percent(self.size_percent)
+
+
+def check_size_percent(size_percent: int) -> None:
+    """Raise ValueError unless ``size_percent`` is from 1 to 100."""
+    if not 1 <= size_percent <= 100:
+        raise ValueError(f"size_percent = {size_percent!r}: expected a number from 1 to 100.")
+
+
+DEFAULTS = Options()

@@ -1,0 +1,159 @@
+"""The engine's root: the names that users import, what importing them costs, and how a predictor is opened."""
+
+import inspect
+import logging
+import subprocess
+import sys
+import weakref
+
+import numpy as np
+import pytest
+
+import sam3_engine
+from sam3_engine import (
+    ConceptPrompt,
+    GeometricPrompt,
+    Options,
+    Predictor,
+    PromptError,
+    Segment,
+    WeightFileError,
+    label_map,
+    open_predictor,
+)
+from sam3_engine.fitting import fit_prompt
+from testbed.plugin import REPOSITORY
+
+BOX = GeometricPrompt(boxes=((60, 80, 300, 330),))
+
+
+def in_fresh_process(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_public_name_is_at_the_root_and_documented():
+    for name in sam3_engine.__all__:
+        assert inspect.getdoc(getattr(sam3_engine, name)), name
+    assert set(sam3_engine.__all__) <= set(dir(sam3_engine))
+    with pytest.raises(AttributeError, match="has no attribute 'Predictr'"):
+        sam3_engine.Predictr  # noqa: B018
+
+
+def test_importing_the_engine_its_prompts_options_and_errors_imports_neither_torch_nor_sam3():
+    light = [
+        name for name in sam3_engine.__all__ if name not in ("Predictor", "open_predictor", "label_map", "masks_of")
+    ]
+    said = in_fresh_process(
+        f"import sys; from sam3_engine import {', '.join(light)}, __version__; "
+        "ConceptPrompt(('shoe',)); print(sorted({'torch', 'sam3', 'ikomia'} & set(sys.modules)))"
+    )
+    assert said.strip() == "[]"
+
+
+def test_the_engine_is_typed():
+    assert (REPOSITORY / "sam3_engine" / "py.typed").exists()
+
+
+def test_the_first_lines_of_the_docs_work(small_checkpoint, photograph):
+    predictor = open_predictor(small_checkpoint, cuda=False)
+    segments = predictor.predict(photograph, ConceptPrompt(("shoe",)), Options(confidence_threshold=0.2))
+    assert segments
+    assert all(isinstance(segment, Segment) and segment.score > 0.2 for segment in segments)
+    height, width = photograph.shape[:2]
+    assert label_map(segments, width, height).shape == segments[0].mask.shape == (height, width)
+
+
+def test_one_call_is_the_two_verbs(small_checkpoint, photograph):
+    predictor = open_predictor(small_checkpoint, cuda=False)
+    options = Options(multimask=True, size_percent=60)
+    steps = []
+    found = predictor.predict(photograph, BOX, options, on_step=lambda: steps.append(1))
+    wanted = predictor.segment(predictor.encode_image(photograph, size_percent=60), BOX, options)
+    assert [(one.score, one.mask.tobytes()) for one in found] == [(one.score, one.mask.tobytes()) for one in wanted]
+    assert len(steps) == 2
+    fitted = fit_prompt(BOX, photograph.shape[1], photograph.shape[0])
+    assert predictor.predict(photograph, fitted, options)[0].score == found[0].score
+    with pytest.raises(ValueError, match="was fitted to an image of 640x427 pixels"):
+        predictor.predict(photograph[:100], fitted)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"confidence_threshold": 1.5}, "confidence_threshold = 1.5: expected a number from 0 to 1"),
+        ({"iou_threshold": float("nan")}, "iou_threshold = nan: expected a number from 0 to 1"),
+        ({"size_percent": 0}, "size_percent = 0: expected a number from 1 to 100"),
+    ],
+)
+def test_options_out_of_range_are_refused(value, message):
+    with pytest.raises(ValueError, match=message):
+        Options(**value)
+
+
+def test_a_box_outside_the_image_names_the_engines_argument(small_checkpoint, photograph):
+    predictor = open_predictor(small_checkpoint, cuda=False)
+    with pytest.raises(PromptError, match=r"^boxes = '\[900, 5, 950, 9\]': the box is outside the image"):
+        predictor.predict(photograph, GeometricPrompt(boxes=((900, 5, 950, 9),)))
+
+
+@pytest.mark.parametrize(
+    ("weights", "reason"), [("no/such/file.pt", "there is no such file"), (REPOSITORY, "this is a folder")]
+)
+def test_weights_that_are_no_file_name_the_engines_argument(weights, reason):
+    with pytest.raises(WeightFileError, match=f"^weights = '.*': {reason}; expected a SAM 3 checkpoint"):
+        open_predictor(weights)
+
+
+def test_predictors_share_a_model(small_checkpoint):
+    first, second = open_predictor(small_checkpoint, cuda=False), open_predictor(small_checkpoint, cuda=False)
+    assert first is not second
+    assert first.model is second.model
+
+
+def test_a_predictor_that_fits_is_reused_and_another_releases_its_model_first(small_checkpoint, tmp_path, monkeypatch):
+    other = tmp_path / "other.pt"
+    other.write_bytes(small_checkpoint.read_bytes())
+    first = open_predictor(small_checkpoint, cuda=False)
+    assert open_predictor(small_checkpoint, cuda=False, replaces=first) is first
+
+    resized = open_predictor(small_checkpoint, cuda=False, input_size=168, replaces=first)
+    assert resized.model is first.model
+    assert (resized.resolution, first.closed) == (168, False)
+
+    with pytest.raises(WeightFileError):
+        open_predictor("no/such/file.pt", replaces=resized)
+    assert not resized.closed
+
+    model = weakref.ref(resized.model)
+    del first
+    alive_while_loading = []
+    load = sam3_engine.shared_models.load_model
+    monkeypatch.setattr(
+        "sam3_engine.shared_models.load_model",
+        lambda *arguments: alive_while_loading.append(model() is not None) or load(*arguments),
+    )
+    last = open_predictor(other, cuda=False, replaces=resized)
+    assert alive_while_loading == [False]
+    assert resized.closed
+    assert last.model.checkpoint == other
+    assert isinstance(open_predictor(other, cuda=False, replaces=resized), Predictor)  # a closed one is no hindrance
+
+
+def test_cuda_that_is_requested_but_unavailable_is_one_warning(small_checkpoint, monkeypatch, caplog):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    predictor = None
+    with caplog.at_level(logging.WARNING):
+        for cuda in (False, True, True):
+            predictor = open_predictor(small_checkpoint, cuda=cuda, replaces=predictor)
+            assert predictor.model.device.type == "cpu"
+    assert [record.getMessage() for record in caplog.records] == [
+        "cuda is True, but PyTorch finds no usable CUDA device: running on the CPU."
+    ]
+
+
+def test_a_mask_is_boolean_at_source_size(small_checkpoint, photograph):
+    (segment,) = open_predictor(small_checkpoint, cuda=False).predict(photograph, BOX)
+    assert segment.mask.dtype == np.bool_
+    assert segment.mask.shape == photograph.shape[:2]
