@@ -1,5 +1,5 @@
 """Run the command line."""
 
-from .pipeline import main
+from .command_line import main
 
 main()

@@ -1,4 +1,4 @@
-"""Many images with Ray: every image exactly once, whatever is killed or broken, and as one process answers."""
+"""Folders of images on Ray: each image gets one row, equal to the results of a single process, whatever is killed."""
 
 import re
 import signal
@@ -14,11 +14,19 @@ import pytest
 import torch
 from pycocotools import mask as coco
 
-from sam3_batch.pipeline import _SEGMENTED, Folder, Rows, _bounds, _instance, coco_rle, label_map_of, overlay_of, record
+from sam3_batch.command_line import parse_worker_range
+from sam3_batch.dataset import DatasetWriter, check_same_run, open_dataset, recorded_paths
+from sam3_batch.folders import Folder
+from sam3_batch.instances import PackedInstance, encode_rle, paint_label_map, paint_overlay
+from sam3_batch.progress import Progress
+from sam3_batch.schemas import SEGMENTED_SCHEMA
+from sam3_batch.workers import encode_rows
+from sam3_engine.masks import bounding_box, label_map, masks_of
 from sam3_engine.model import load_model
+from sam3_engine.options import Options
 from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import ConceptPrompt
-from sam3_engine.segments import Segment, bounding_box, label_map, masks_of
+from sam3_engine.segments import Segment
 from testbed.plugin import REPOSITORY
 from testbed.scenes import draw_scene
 
@@ -33,7 +41,7 @@ PROMPT = ("--input_text", "shape", "--confidence_threshold", "0.4", "--iou_thres
 
 @pytest.fixture(scope="module")
 def segments():
-    """Of an image of 90 x 60 pixels, overlapping, one of them empty."""
+    """Six overlapping segments of an image of 90 x 60 pixels, one of them empty."""
     random = np.random.default_rng(5)
     logits = torch.nn.functional.avg_pool2d(torch.tensor(random.normal(0, 1, (6, 20, 30))), 5, 1, 2) + 0.05
     logits[3] = -1
@@ -43,46 +51,49 @@ def segments():
 
 @pytest.fixture(scope="module")
 def instances(segments):
-    return [_instance("shoe", one.score, mask) for one, mask in zip(segments, masks_of(segments), strict=True)]
+    return [
+        PackedInstance.pack("shoe", segment.score, bounding_box(mask), mask)
+        for segment, mask in zip(segments, masks_of(segments), strict=True)
+    ]
 
 
-def test_masks_become_cocos_encoding_and_come_back(segments, instances):
-    assert [int(one.mask.any()) for one in segments] == [1, 1, 1, 0, 1, 1]
+def test_masks_survive_coco_encoding(segments, instances):
+    assert [int(segment.mask.any()) for segment in segments] == [1, 1, 1, 0, 1, 1]
     for segment, instance in zip(segments, instances, strict=True):
-        encoded = coco_rle(instance, 60, 90)
+        encoded = encode_rle(instance, 60, 90)
         assert encoded["size"] == [60, 90]
         assert isinstance(encoded["counts"], str)
         assert np.array_equal(coco.decode(encoded), segment.mask)
-        assert tuple(instance["box"]) == bounding_box(segment.mask)
+        assert tuple(instance.box) == bounding_box(segment.mask)
 
 
-def test_the_label_map_is_the_plugins(segments, instances):
-    assert np.array_equal(label_map_of(instances, 60, 90), label_map(segments, 90, 60))
+def test_the_label_map_equals_the_engines(segments, instances):
+    assert np.array_equal(paint_label_map(instances, 60, 90), label_map(segments, 90, 60))
 
 
-def test_a_label_map_of_a_crowd_has_16_bits(instances):
+def test_a_label_map_of_more_than_255_instances_has_16_bits(instances):
     crowd = instances[:1] * 300
-    assert label_map_of(crowd[:255], 60, 90).dtype == np.uint8
-    numbers = label_map_of(crowd, 60, 90)
+    assert paint_label_map(crowd[:255], 60, 90).dtype == np.uint8
+    numbers = paint_label_map(crowd, 60, 90)
     assert numbers.dtype == np.uint16
     assert np.unique(numbers).tolist() == [0, 1]  # of equal scores the first wins
 
 
 def test_an_overlay_tints_the_instances_and_nothing_else(segments, instances):
-    picture = np.full((60, 90, 3), 100, np.uint8)
-    tinted = overlay_of(instances, picture)
-    covered = np.any([one.mask for one in segments], axis=0)
-    assert np.array_equal((tinted != picture).any(axis=2), covered)
-    assert (picture == 100).all()
+    image = np.full((60, 90, 3), 100, np.uint8)
+    overlay = paint_overlay(instances, image)
+    covered = np.any([segment.mask for segment in segments], axis=0)
+    assert np.array_equal((overlay != image).any(axis=2), covered)
+    assert (image == 100).all()
 
 
 # --- folders and the dataset
 
 
 @pytest.mark.parametrize("scheme", ["", "file://", "local://"], ids=["path", "pyarrow's", "fsspec's"])
-def test_a_folder_is_read_and_written(tmp_path, scheme):
+def test_files_are_written_listed_and_read(tmp_path, scheme):
     folder = Folder(f"{scheme}{tmp_path.as_posix()}/new") / "deep"
-    assert not folder.exists("")
+    assert not folder.exists()
     folder.write("b/c.txt", b"one")
     folder.write("b/c.txt", b"two")
     folder.write("a.txt", b"three")
@@ -93,23 +104,41 @@ def test_a_folder_is_read_and_written(tmp_path, scheme):
         folder.read("nowhere")
 
 
-def test_a_file_of_the_dataset_that_was_not_finished_is_no_part_of_it(tmp_path, instances):
-    rows = Rows(Folder(str(tmp_path)))
-    assert rows.paths() == set()
-    row = {"path": "a.png", "width": 90, "height": 60, "error": None, "seconds": 0.1, "instances": instances}
-    segmented = pa.Table.from_pylist([row, {**row, "path": "b.png", "error": "broken", "instances": None}], _SEGMENTED)
-    rows.add(record(segmented, Folder(str(tmp_path)), label_maps=False, overlays=False))
-    assert rows.paths() == set()
-    rows.flush()
+def test_unfinished_files_are_not_part_of_the_dataset(tmp_path, instances):
+    output = Folder(str(tmp_path))
+    writer = DatasetWriter(output)
+    assert recorded_paths(output) == set()
+    found = [vars(instance) for instance in instances]
+    row = {"path": "a.png", "width": 90, "height": 60, "error": None, "seconds": 0.1, "instances": found}
+    failed = {**row, "path": "b.png", "error": "broken", "instances": None}
+    segmented = pa.Table.from_pylist([row, failed], SEGMENTED_SCHEMA)
+    rows = encode_rows(segmented, output, label_maps=False, overlays=False)
+    writer.add(rows)
+    assert recorded_paths(output) == set()
+    writer.flush()
     (file,) = (tmp_path / "instances").iterdir()
     (tmp_path / "instances" / "_unfinished").write_bytes(file.read_bytes()[:100])
-    assert rows.paths() == {"a.png", "b.png"}
-    assert (rows.count, rows.failures, rows.instances) == (2, 1, 6)
+    assert recorded_paths(output) == {"a.png", "b.png"}
+    assert Progress(remaining=3).after(rows) == Progress(images=2, failures=1, instances=6, remaining=1)
 
 
-@pytest.mark.parametrize(("text", "bounds"), [("3", (3, 3)), ("1-8", (1, 8))])
-def test_numbers_of_workers(text, bounds):
-    assert _bounds(text) == bounds
+def test_an_output_folder_takes_one_set_of_parameters(tmp_path):
+    output = Folder(str(tmp_path / "new"))
+    check_same_run(output, {"input_text": "shoe", "input": "photos"})
+    check_same_run(output, {"input_text": "shoe", "input": "photos"})
+    with pytest.raises(ValueError, match="holds the results of another run, with input_text = 'shoe': choose another"):
+        check_same_run(output, {"input_text": "hat", "input": "photos"})
+
+
+@pytest.mark.parametrize(("other", "contained"), [("a", True), ("a/b", True), ("ab", False), (".", False)])
+def test_a_folder_contains_itself_and_its_sub_folders(tmp_path, other, contained):
+    other = Folder(f"file://{(tmp_path / other).resolve().as_posix()}")
+    assert Folder(str(tmp_path / "a")).contains(other) == contained
+
+
+@pytest.mark.parametrize(("text", "smallest_and_largest"), [("3", (3, 3)), ("1-8", (1, 8))])
+def test_workers_are_a_number_or_a_range(text, smallest_and_largest):
+    assert parse_worker_range(text) == smallest_and_largest
 
 
 # --- the command
@@ -126,11 +155,11 @@ def command(source, output, *options):
         ((), "nothing to segment: give --input_text, --input_box or --input_point"),
         (("--input_box", "[[1, 2"), "input_box = '[[1, 2': "),
         (("--input_text", "shoe", "--confidence_threshold", "7"), "confidence_threshold = '7': expected a number"),
-        (("--input_text", "shoe", "--workers", "3-2"), "'3-2': expected such as 4, or 1-8"),
-        (("--input_text", "shoe", "--model_weight_file", "none.pt"), "model_weight_file = 'none.pt': there is no such"),
+        (("--input_text", "shoe", "--workers", "3-2"), "'3-2': expected a number such as 4, or a range such as 1-8"),
+        (("--input_text", "shoe", "--model_weight_file", "no.pt"), "model_weight_file = 'no.pt': there is no such"),
     ],
 )
-def test_a_wrong_command_is_refused_at_once(tmp_path, options, message):
+def test_a_wrong_command_is_rejected_before_it_writes(tmp_path, options, message):
     (tmp_path / "in").mkdir()
     _, said = command(tmp_path / "in", tmp_path / "out", *options).communicate(timeout=60)
     assert message in said
@@ -138,39 +167,39 @@ def test_a_wrong_command_is_refused_at_once(tmp_path, options, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_that_are_none_end_the_run_with_their_error(scenes, tmp_path):
-    (tmp_path / "none.pt").write_text("these are no weights")
-    options = ("--input_text", "shoe", "--model_weight_file", tmp_path / "none.pt")
+def test_a_file_that_is_no_checkpoint_ends_the_run_with_its_error(scenes, tmp_path):
+    (tmp_path / "bad.pt").write_text("not a checkpoint")
+    options = ("--input_text", "shoe", "--model_weight_file", tmp_path / "bad.pt")
     process = command(scenes, tmp_path / "out", *options)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "none.pt is not a usable SAM 3 checkpoint" in said
+    assert "bad.pt is not a usable SAM 3 checkpoint" in said
     assert "Traceback" not in said
 
 
-def test_results_among_the_images_are_refused(tmp_path, shapes_checkpoint):
+def test_results_inside_the_image_folder_are_rejected(tmp_path, shapes_checkpoint):
     options = ("--input_text", "shoe", "--model_weight_file", shapes_checkpoint)
     _, said = command(tmp_path, tmp_path / "results", *options).communicate(timeout=60)
-    assert "is in" in said
+    assert "is inside" in said
     assert not (tmp_path / "results").exists()
-
-
-@pytest.mark.parametrize(("other", "held"), [("a", True), ("a/b", True), ("ab", False), (".", False)])
-def test_which_folder_holds_which(tmp_path, other, held):
-    assert Folder(str(tmp_path / "a")).holds(Folder(f"file://{(tmp_path / other).resolve().as_posix()}")) == held
 
 
 def test_another_prompt_needs_another_output(tmp_path, shapes_checkpoint):
     (tmp_path / "in").mkdir()
-    for phrase, message in (("shoe", "0 images"), ("hat", "has the rows of another run, of input_text = 'shoe'")):
+    results = []
+    for phrase in ("shoe", "hat"):
         options = ("--input_text", phrase, "--model_weight_file", shapes_checkpoint)
-        said = command(tmp_path / "in", tmp_path / "out", *options).communicate(timeout=120)
-        assert message in "".join(said)
+        results.append(command(tmp_path / "in", tmp_path / "out", *options).communicate(timeout=120))
+    (printed, messages), (_, rejection) = results
+    assert "0 images" in messages
+    assert printed.splitlines()[-1] == f"Results: {tmp_path / 'out'}/instances"  # although nothing was left to do
+    assert "holds the results of another run, with input_text = 'shoe'" in rejection
+    assert "Traceback" not in rejection
 
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    """A folder of 200 images, three of them broken, and some other files."""
+    """A folder of 200 images, three of them broken, and a text file."""
     folder = tmp_path_factory.mktemp("scenes")
     random = np.random.default_rng(20)
     for number in range(200):
@@ -178,17 +207,17 @@ def scenes(tmp_path_factory):
         path.parent.mkdir(exist_ok=True)
         PIL.Image.fromarray(draw_scene(random, 160, 128).image).save(path)
     whole = (folder / "4" / "11.webp").read_bytes()
-    for name, content in (("4/11.webp", whole[:100]), ("5/12.png", b""), ("6/13.jpg", b"this is no picture")):
+    for name, content in (("4/11.webp", whole[:100]), ("5/12.png", b""), ("6/13.jpg", b"not an image")):
         (folder / name).write_bytes(content)
-    (folder / "notes.txt").write_text("no image")
+    (folder / "notes.txt").write_text("not an image")
     return folder
 
 
 @pytest.fixture(scope="module")
 def alone(scenes, shapes_checkpoint):
-    """What one process finds in each image, by the path inside the folder: labels, scores, boxes, masks."""
+    """What a single process finds in each image, by path: labels, scores, boxes, masks; None for a broken image."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in a worker, lest sums be rounded otherwise
+    torch.set_num_threads(1)  # as in a worker: more threads round sums differently
     predictor = Predictor(load_model(shapes_checkpoint, CPU))
     found = {}
     for path in scenes.glob("*/*"):
@@ -199,7 +228,9 @@ def alone(scenes, shapes_checkpoint):
             found[name] = None
             continue
         segments = predictor.segment(
-            predictor.encode_image(image), ConceptPrompt(("shape",)), confidence_threshold=0.4, iou_threshold=0.8
+            predictor.encode_image(image),
+            ConceptPrompt(("shape",)),
+            Options(confidence_threshold=0.4, iou_threshold=0.8),
         )
         found[name] = [(one.label, one.score, list(bounding_box(one.mask)), one.mask.tobytes()) for one in segments]
     torch.set_num_threads(threads)
@@ -207,7 +238,7 @@ def alone(scenes, shapes_checkpoint):
 
 
 def listen(lines, said, reached):
-    """Note what a run says, and set the events of ``reached`` when it has so many rows."""
+    """Collect the messages of a run, and set each event of ``reached`` when the run has that many rows."""
     for line in lines:
         said.append(line)
         count = int(line.split()[0]) if " of 200 images, " in line else 0
@@ -217,7 +248,7 @@ def listen(lines, said, reached):
 
 
 def workers_of(process):
-    """The processes that hold the models."""
+    """Return the processes that hold the models."""
     for child in psutil.Process(process.pid).children(recursive=True):
         try:
             if "MapWorker" in child.name() + "".join(child.cmdline()):
@@ -228,20 +259,19 @@ def workers_of(process):
 
 @pytest.fixture
 def interruptible():
-    """Processes that are started meanwhile take SIGINT, even where the tests do not: a job in the background, say."""
+    """Let processes receive SIGINT even if the tests themselves ignore it, such as in a background job."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("interruptible")
-@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT, which Windows has not")
-def test_every_image_is_there_once_although_a_worker_is_killed_and_the_run_stopped(
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT, which Windows does not have")
+def test_each_image_gets_one_row_although_a_worker_is_killed_and_the_run_is_interrupted(
     scenes, alone, shapes_checkpoint, tmp_path, monkeypatch, capsys
 ):
     output = tmp_path / "results"
     options = (*PROMPT, "--model_weight_file", shapes_checkpoint, "--workers", "2", "--label_maps")
-    rows = Rows(Folder(str(output)))
     reached = {count: threading.Event() for count in (1, 20)}
 
     said = []
@@ -255,37 +285,38 @@ def test_every_image_is_there_once_although_a_worker_is_killed_and_the_run_stopp
         first.send_signal(signal.SIGINT)
         assert first.wait(60) == 1
         listener.join(60)
-    assert "start again to go on" in "".join(said)
-    done = rows.paths()
+    assert "Run the same command again to continue" in "".join(said)
+    done = recorded_paths(Folder(str(output)))
     assert 20 <= len(done) < 200
 
     second = command(scenes, output, *options)
     printed, errors = second.communicate(timeout=300)
     assert second.returncode == 0, errors
-    assert f"200 images, of which {len(done)} have a row; 1 other files" in errors
+    assert f"200 images, {len(done)} already in the dataset; 1 other files ignored" in errors
     assert f"{200 - len(done)} images, " in printed
+    assert printed.splitlines()[-1] == f"Results: {output}/instances"
 
-    table = Folder(str(output / "instances")).dataset().to_table().to_pylist()
+    table = open_dataset(Folder(str(output))).to_table().to_pylist()
     assert sorted(row["path"] for row in table) == sorted(alone)
     for row in table:
-        wanted = alone[row["path"]]
-        if wanted is None:
+        expected = alone[row["path"]]
+        if expected is None:
             assert (row["status"], row["instances"], row["width"]) == ("error", None, None)
             assert "<" not in row["error"]
         else:
             assert (row["status"], row["width"], row["height"]) == ("ok", 160, 128)
-            assert [in_full(instance) for instance in row["instances"]] == wanted
+            assert [with_mask(instance) for instance in row["instances"]] == expected
     assert sum(row["status"] == "error" for row in table) == 3
     assert len(list((output / "label_maps").glob("*/*.png"))) == 197
 
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n([^`]*results/instances.*?)```", readme, re.DOTALL)
+    page = (REPOSITORY / "docs" / "many_images.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n([^`]*results/instances.*?)```", page, re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "README.md, Many images", "exec"), {})
+    exec(compile(code, "docs/many_images.md", "exec"), {})
     assert len(capsys.readouterr().out.splitlines()) == sum(len(found or ()) for found in alone.values())
 
 
-def in_full(instance):
-    """An instance of the dataset, its mask decoded."""
+def with_mask(instance):
+    """Return the fields of an instance of the dataset, its mask decoded."""
     mask = coco.decode(instance["mask"]).astype(bool)
     return instance["label"], instance["score"], instance["box"], mask.tobytes()
