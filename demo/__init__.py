@@ -1,0 +1,1 @@
+"""The demo: segments drawn scenes or your own pictures through the plugin."""

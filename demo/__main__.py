@@ -1,9 +1,9 @@
 """Segment a picture through a real Ikomia workflow.
 
-    make demo                                                  # a drawn scene, every kind of prompt
-    make demo IMAGE=photograph.jpg TEXT=shoe WEIGHTS=sam3.pt   # a picture, a prompt and weights of your own
+    make demo                                                  # a drawn scene, with every kind of prompt
+    make demo IMAGE=photograph.jpg TEXT=shoe WEIGHTS=sam3.pt   # your own picture, prompt and weights
 
-Prints a table, and writes an overlay for each prompt and one sheet with them all to demo/output.
+Prints a table, and writes a picture per prompt and a sheet with all of them to demo/output.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from sam3_engine.parsing import quote
-from sam3_engine.prompts import ConceptPrompt, GeometricPrompt
+from sam3_engine.errors import quote
+from sam3_engine.fitting import fit_prompt
+from sam3_engine.prompts import ConceptPrompt, GeometricPrompt, Prompt
 from sam3_engine.settings import Settings
 from testbed.plugin import Plugin, log_levels
 from testbed.scenes import COLOURS, KINDS, Region, Scene, draw_scene, iou, plural
@@ -33,41 +34,42 @@ from . import pictures
 OUTPUT = Path(__file__).resolve().parent / "output"
 SHAPES_NETWORK = Path(__file__).resolve().parent / "sam3_shapes.pt"
 GATED_WEIGHTS = "facebook/sam3"
-SCENE_SEED, SCENE_SIZE = 7946, (480, 360)  # shapes of several kinds and colours, two of them alike, one with a dot
-SHEET_COLUMNS, SHEET_CELL = 4, (480, 960)  # the most width and height
+SCENE_SEED, SCENE_SIZE = 7946, (480, 360)  # has two shapes that are alike, and one with a dot
+SHEET_COLUMNS, SHEET_CELL = 4, (480, 960)  # maximum width and height of a cell
 
 SHAPES_NOTICE = f"""\
-Weights: the small network of this repository, trained on drawn scenes. It knows only coloured shapes:
+Weights: the small network of this repository, which was trained on drawn scenes. It knows only coloured shapes:
 {", ".join(plural(kind) for kind in KINDS)}, in {", ".join(COLOURS)}, and white or black dots on them.
 """
 PHOTOGRAPH_NOTICE = f"""\
-On any other picture, a photograph say, ITS MASKS MEAN NOTHING. Use SAM 3's own weights there: WEIGHTS=sam3.pt, a
-file, or WEIGHTS={GATED_WEIGHTS}, which downloads them once you have access (see the README). Without make: --weights.
+On any other picture, such as a photograph, ITS MASKS MEAN NOTHING. Use SAM 3's own weights for these: WEIGHTS=sam3.pt
+if you have the file, or WEIGHTS={GATED_WEIGHTS} to download them once you have access (see docs/weights.md). Without
+make, use --weights.
 """
 
-# options of the command line, the plugin's parameters that they set, and what these hold
+# command line options, the plugin's parameters that they set, and their values
 PROMPT_OPTIONS = {
-    "text": ("input_text", 'a noun phrase, or a list of them ["shoe", "person"]'),
+    "text": ("input_text", 'a noun phrase, or a list of noun phrases ["shoe", "person"]'),
     "point": ("input_point", "[[x, y], ...] in pixels"),
-    "label": ("input_point_label", "[1, 0, ...], for each point: 1 foreground, 0 background"),
+    "label": ("input_point_label", "[1, 0, ...], one label per point: 1 foreground, 0 background"),
     "box": ("input_box", "[[x1, y1, x2, y2], ...] in pixels"),
-    "box_label": ("input_box_label", "[1, 0, ...], makes examples of the boxes: 1 what to find, 0 what not"),
-    "multimask": ("multimask_output", "True: three candidates for each object"),
+    "box_label": ("input_box_label", "[1, 0, ...], turns boxes into examples: 1 positive, 0 negative"),
+    "multimask": ("multimask_output", "True: three candidate masks per object"),
 }
 OTHER_OPTIONS = {
-    "threshold": ("confidence_threshold", "instances of a text that score above it are kept; 0.5 by default"),
+    "threshold": ("confidence_threshold", "keep instances of a text with a score above this; 0.5 by default"),
     "cuda": ("cuda", "False: run on the CPU even if there is a GPU"),
 }
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the plugin is asked.
+    """A prompt for the plugin.
 
     Attributes:
-        title: says it in the table and in the pictures.
+        title: of its row in the table and of its picture.
         parameters: values of the plugin's parameters.
-        truth: the regions that are right answers, if they are known.
+        truth: the regions that are right answers, if known.
     """
 
     title: str
@@ -80,16 +82,20 @@ class Request:
         return Settings().updated({name: str(value) for name, value in self.parameters.items()})
 
     @property
+    def prompt(self) -> Prompt | None:
+        """The prompt that the parameters describe."""
+        chosen = self.settings.prompt()
+        return chosen.prompt if chosen else None
+
+    @property
     def gives_candidates(self) -> bool:
-        """Whether one of the masks for an object is to be chosen, rather than all taken."""
-        settings = self.settings
-        return settings.multimask_output and isinstance(settings.prompt(), GeometricPrompt)
+        """Whether the masks are candidates for one object."""
+        return self.settings.multimask_output and isinstance(self.prompt, GeometricPrompt)
 
     @property
     def gives_phrases(self) -> bool:
         """Whether there are several phrases."""
-        prompt = self.settings.prompt()
-        return isinstance(prompt, ConceptPrompt) and len(prompt.phrases) > 1
+        return isinstance(self.prompt, ConceptPrompt) and len(self.prompt.phrases) > 1
 
 
 @dataclass(frozen=True)
@@ -108,15 +114,15 @@ class Found:
 
 
 def main() -> None:
-    """Run the demo as the command line asks for it."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m demo", description="Segment a picture through the plugin.")
-    parser.add_argument("--image", metavar="FILE", help="a picture; by default a drawn scene of 480x360 pixels")
+    parser.add_argument("--image", metavar="FILE", help="picture to segment (default: a drawn scene of 480x360 pixels)")
     for option, (parameter, meaning) in {**PROMPT_OPTIONS, **OTHER_OPTIONS}.items():
         parser.add_argument(f"--{option}", metavar="VALUE", help=f"the plugin's {parameter}: {meaning}")
     parser.add_argument(
         "--weights",
         metavar="FILE",
-        help=f"of a network, or {GATED_WEIGHTS} for SAM 3's own; by default this repository's small network",
+        help=f"weight file, or {GATED_WEIGHTS} for SAM 3's own weights (default: this repository's small network)",
     )
     given = {option: value for option, value in vars(parser.parse_args()).items() if value and value.strip()}
     if (given.keys() & {"image", *PROMPT_OPTIONS}) and not given.keys() & {"text", "point", "box"}:
@@ -134,7 +140,7 @@ def main() -> None:
             model_weight_file="" if weights == GATED_WEIGHTS else weights,
             **{parameter: given[option] for option, (parameter, _) in OTHER_OPTIONS.items() if option in given},
         )
-        # Ikomia logs a line for each run; the plugin has an engine of its own, which warns already
+        # Ikomia logs every run, and the demo's engine repeats the warnings of the plugin's copy
         with log_levels(ikomia=logging.WARNING, sam3_engine=logging.ERROR):
             show(plugin, image, requests)
     except (ValueError, RuntimeError) as error:
@@ -145,7 +151,7 @@ def _read(file: str) -> np.ndarray:
     try:
         return pictures.read(Path(os.path.expanduser(file)))
     except FileNotFoundError as error:
-        raise SystemExit(f"image = {quote(file)}: there is no such file; expected a picture.") from error
+        raise SystemExit(f"image = {quote(file)}: no such file; expected a picture.") from error
     except (OSError, PIL.Image.DecompressionBombError) as error:
         raise SystemExit(f"image = {quote(file)}: {error}; expected a picture.") from error
 
@@ -156,7 +162,7 @@ def _typed_request(typed: dict[str, str]) -> Request:
 
 
 def requests_about(scene: Scene) -> list[Request]:
-    """Every kind of prompt, about what is in a scene with dots, two shapes alike, and another of their kind."""
+    """Return every kind of prompt, for a scene with a dot, two shapes that are alike, and another of their kind."""
     by_size = sorted(scene.shapes, key=lambda shape: -np.count_nonzero(shape.whole.mask))
     dotted = next(shape for shape in by_size if shape.dot)
     assert dotted.dot is not None
@@ -188,7 +194,7 @@ def requests_about(scene: Scene) -> list[Request]:
             tuple(shape.whole for shape in scene.shapes if shape.is_like(twin)),
         ),
         Request(
-            f"text '{twin.kind}', box of what not",
+            f"text '{twin.kind}', negative box",
             {"input_text": twin.kind, "input_box": [_box(other.whole)], "input_box_label": [0]},
             tuple(shape.whole for shape in scene.shapes if shape.kind == twin.kind and not shape.is_like(other)),
         ),
@@ -218,7 +224,7 @@ def requests_about(scene: Scene) -> list[Request]:
 
 
 def _middle(region: Region) -> list[int]:
-    """x and y of the pixel of a region that is farthest from its edge."""
+    """Return the pixel (x, y) of a region that is farthest from its edge."""
     distance = pictures.distance_to_edge(region.mask)
     row, column = np.unravel_index(distance.argmax(), distance.shape)
     return [int(column), int(row)]
@@ -229,7 +235,7 @@ def _box(region: Region) -> list[int]:
 
 
 def show(plugin: Plugin, image: np.ndarray, requests: list[Request]) -> None:
-    """Segment an image, (H, W, 3) uint8 RGB, as each request asks; print a table and write the pictures.
+    """Segment an image (H, W, 3) uint8 RGB with each request, print a table and write the pictures.
 
     Raises:
         ValueError, RuntimeError: the plugin's own error.
@@ -254,21 +260,25 @@ def show(plugin: Plugin, image: np.ndarray, requests: list[Request]) -> None:
         overlays = _overlays(image, request, found)
         if request.gives_phrases:
             ikomias = plugin.algorithm.get_output(0).get_image_with_mask_and_graphics(objects)
-            overlays.append((ikomias, "the same as objects", "Ikomia's picture"))
-        name = re.sub(r"\W+", "_", request.title).strip("_")[:60]
-        files[name] = np.hstack([pictures.captioned(*overlay) for overlay in overlays])
+            overlays.append((ikomias, "objects", "drawn by Ikomia"))
+        files[file_name(request.title)] = np.hstack([pictures.captioned(*overlay) for overlay in overlays])
         cells += [
             pictures.captioned(pictures.scaled_to_fit(picture, *SHEET_CELL), *text) for picture, *text in overlays
         ]
-    print("\nms: of a whole run of the workflow; the first one does what is done once.")
+    print("\nms:  duration of a whole run of the workflow; the first run also encodes the image.")
     if any(request.truth for request in requests):
-        print("IoU: the area that a mask shares with the shape that was drawn, over the area of both; 1 is the same.")
-        print("     The mean over the masks, where a wrong or missing one is 0; of three candidates the best count.")
+        print("IoU: intersection over union of the mask and the drawn shape, 0 for a wrong or missing mask;")
+        print("     the mean over all masks. Of three candidates, the best ones count.")
     files["all"] = pictures.sheet(cells, min(SHEET_COLUMNS, len(cells)))
     OUTPUT.mkdir(exist_ok=True)
     for name, picture in files.items():
         pictures.write(OUTPUT / f"{name}.png", picture)
-    print(f"\nPictures are in {OUTPUT}; all.png has them all.")
+    print(f"\nThe pictures are in {OUTPUT}; all.png shows all of them.")
+
+
+def file_name(title: str) -> str:
+    """Return the name of a request's picture, without its suffix."""
+    return re.sub(r"\W+", "_", title).strip("_")[:60]
 
 
 def _listed(found: Sequence[Found]) -> str:
@@ -276,7 +286,7 @@ def _listed(found: Sequence[Found]) -> str:
 
 
 def _agreement(found: Sequence[Found], request: Request) -> float:
-    """IoU of each true region with the mask that is most like it; the mean over regions, or over masks if more."""
+    """Return the IoU of each true region with its best mask; the mean over the regions, or over the masks if more."""
     ious = np.array([[iou(one.mask, region.mask) for region in request.truth] for one in found])
     if not ious.size:
         return 0.0
@@ -284,9 +294,9 @@ def _agreement(found: Sequence[Found], request: Request) -> float:
 
 
 def _overlays(image: np.ndarray, request: Request, found: Sequence[Found]) -> list[tuple[np.ndarray, str, str]]:
-    """A picture of the masks, its title and their scores; for candidates a picture of each."""
+    """Draw the masks, with title and scores; candidates in a picture each."""
     height, width = image.shape[:2]
-    prompt = request.settings.prompt()
+    prompt = request.prompt
     overlays = []
     for shown in [[one] for one in found] if request.gives_candidates else [found]:
         picture = image.copy()
@@ -294,7 +304,7 @@ def _overlays(image: np.ndarray, request: Request, found: Sequence[Found]) -> li
             pictures.tint(picture, one.mask, one.colour)
         if prompt and prompt.boxes:
             labels = prompt.box_labels if isinstance(prompt, ConceptPrompt) else ()
-            pictures.draw_boxes(picture, prompt.clipped(width, height).boxes, labels)
+            pictures.draw_boxes(picture, fit_prompt(prompt, width, height).prompt.boxes, labels)
         if isinstance(prompt, GeometricPrompt):
             pictures.draw_points(picture, prompt.points, prompt.point_labels)
         overlays.append((picture, request.title, _listed(shown)))

@@ -1,4 +1,4 @@
-"""Pictures of the settings panel that Ikomia Studio shows, made without a screen.
+"""Draw the settings panel of Ikomia Studio, without a screen.
 
 python -m demo.panel    # writes demo/output/panel_empty.png, panel_filled.png and panel_error.png
 """
@@ -28,9 +28,9 @@ MALFORMED = {"input_box": "[[425, 600, 700", "input_point": "[[500, 375], [1125,
 
 
 def open_panel(parameters: Mapping[str, str]) -> Any:
-    """The panel of the plugin, shown, for given values of some of the parameters.
+    """Open the settings panel with values for some of the parameters.
 
-    There must be a ``QApplication``. The panel's ``window``, a ``QWidget``, is valid as long as the panel is.
+    Needs a ``QApplication``. Keep a reference to the panel as long as you use its ``window``, a ``QWidget``.
     """
     sys.path.insert(0, str(Path(register_checkout().name) / "Python"))
     entry = importlib.import_module(f"{PLUGIN}.{PLUGIN}").IkomiaPlugin()
@@ -43,7 +43,7 @@ def open_panel(parameters: Mapping[str, str]) -> Any:
 
 
 def save_picture(parameters: Mapping[str, str], path: Path) -> None:
-    """Write a picture of the panel, PNG. There must be a ``QApplication``."""
+    """Write a picture of the panel as PNG. Needs a ``QApplication``."""
     from PyQt6.QtWidgets import QApplication
 
     panel = open_panel(parameters)
@@ -55,7 +55,7 @@ def save_picture(parameters: Mapping[str, str], path: Path) -> None:
 def main() -> None:
     """Write the pictures."""
     os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
-    import ikomia  # noqa: F401 - its Qt is to be loaded before PyQt's
+    import ikomia  # noqa: F401 - must load its Qt before PyQt does
 
     # isort: split
     from PyQt6.QtWidgets import QApplication

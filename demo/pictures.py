@@ -1,11 +1,11 @@
-"""Pictures of prompts and masks."""
+"""Draw prompts and masks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-import ikomia  # noqa: F401 - puts the cv2 that it ships on the path
+import ikomia  # noqa: F401 - adds the cv2 that it ships to the path
 
 # isort: split
 import cv2
@@ -24,7 +24,7 @@ Colour = Sequence[int]  # RGB, 0..255
 
 
 def tint(picture: np.ndarray, mask: np.ndarray, colour: Colour) -> None:
-    """Tint a mask (H, W) bool of a picture (H, W, 3) uint8 RGB in a colour and outline it, in place."""
+    """Tint and outline a mask (H, W) bool in a picture (H, W, 3) uint8 RGB, in place."""
     pen = _pen(picture)
     picture[mask] = np.rint(0.45 * picture[mask] + 0.55 * np.array(colour)).astype(np.uint8)
     outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
@@ -33,7 +33,7 @@ def tint(picture: np.ndarray, mask: np.ndarray, colour: Colour) -> None:
 
 
 def draw_boxes(picture: np.ndarray, boxes: Sequence[Sequence[float]], labels: Sequence[int] = ()) -> None:
-    """Draw boxes x1, y1, x2, y2 in pixels, in place; those with labels are green (1) or red (0)."""
+    """Draw boxes (x1, y1, x2, y2) in pixels, in place; labels make them green (1) or red (0)."""
     pen = _pen(picture)
     colours = [_LABEL_COLOURS[label] for label in labels] or [BOX_COLOUR] * len(boxes)
     for (x1, y1, x2, y2), colour in zip(boxes, colours, strict=True):
@@ -43,7 +43,7 @@ def draw_boxes(picture: np.ndarray, boxes: Sequence[Sequence[float]], labels: Se
 
 
 def draw_points(picture: np.ndarray, points: Sequence[Sequence[float]], labels: Sequence[int]) -> None:
-    """Draw points x, y in pixels, in place, green (1) or red (0) as their labels are."""
+    """Draw points (x, y) in pixels, in place, green (label 1) or red (label 0)."""
     pen = _pen(picture)
     for (x, y), label in zip(points, labels, strict=True):
         cv2.circle(picture, (round(x), round(y)), 7 * pen, (255, 255, 255), -1, cv2.LINE_AA)
@@ -51,12 +51,12 @@ def draw_points(picture: np.ndarray, points: Sequence[Sequence[float]], labels: 
 
 
 def _pen(picture: np.ndarray) -> int:
-    """Width of a thin line, in pixels."""
+    """Return the width of a thin line, in pixels."""
     return max(1, round(min(picture.shape[:2]) / 500))
 
 
 def captioned(picture: np.ndarray, title: str, scores: str = "") -> np.ndarray:
-    """The picture with a line of text above; of what does not fit, the end of the title is left out first."""
+    """Add a line of text above a picture; a title that does not fit is cut, the scores are not."""
     band = np.full((CAPTION_HEIGHT, picture.shape[1], 3), 255, np.uint8)
     words = title.split(" ")
     ending = f": {scores}" if scores else ""
@@ -73,34 +73,34 @@ def _text_width(text: str) -> int:
 
 
 def sheet(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """Pictures of one size, row by row, with white where one is missing and between them."""
+    """Arrange pictures of one size in rows, with white space between them."""
     framed = [np.pad(picture, ((4, 4), (4, 4), (0, 0)), constant_values=255) for picture in pictures]
     framed += [np.full_like(framed[0], 255)] * (-len(framed) % columns)
     return np.vstack([np.hstack(framed[start : start + columns]) for start in range(0, len(framed), columns)])
 
 
 def scaled_to_fit(picture: np.ndarray, width: int, height: int) -> np.ndarray:
-    """The picture as large as it can be in ``width`` and ``height`` pixels, its aspect ratio kept."""
+    """Scale a picture to fit into ``width`` and ``height`` pixels, keeping its aspect ratio."""
     factor = min(width / picture.shape[1], height / picture.shape[0])
     size = [max(1, round(side * factor)) for side in (picture.shape[1], picture.shape[0])]
     return np.array(PIL.Image.fromarray(picture).resize(size))
 
 
 def distance_to_edge(mask: np.ndarray) -> np.ndarray:
-    """(H, W) float32, for each pixel of a mask (H, W) bool how far it is from the next one outside, in pixels."""
+    """Return (H, W) float32 the distance of each pixel of a mask (H, W) bool to the nearest pixel outside, in pixels."""
     return cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
 
 
 def read(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, turned as the camera was held.
+    """Read an image as (H, W, 3) uint8 RGB, rotated as its EXIF data says.
 
     Raises:
-        OSError: there is no such file, or it is no image.
+        OSError: there is no such file, or it is not an image.
     """
     with PIL.Image.open(path) as image:
         return as_rgb8(pixels_of(PIL.ImageOps.exif_transpose(image)))
 
 
 def write(path: Path, picture: np.ndarray) -> None:
-    """Write (H, W, 3) uint8 RGB."""
+    """Write a picture (H, W, 3) uint8 RGB."""
     PIL.Image.fromarray(picture).save(path)

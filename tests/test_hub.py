@@ -16,19 +16,10 @@ from pathlib import Path
 import cv2
 import pytest
 
+from sam3_engine import __version__
 from testbed.plugin import PLUGIN, REPOSITORY, Plugin
 
 LARGEST_PACKAGE = 2_000_000  # bytes
-
-
-@pytest.fixture(scope="module")
-def package(tmp_path_factory) -> Path:
-    """The zip of this checkout, with what is not committed yet."""
-    git = ["git", "-C", str(REPOSITORY), "-c", "user.name=nobody", "-c", "user.email=nobody@localhost"]
-    changed = subprocess.run([*git, "stash", "create"], capture_output=True, text=True, check=True).stdout.strip()
-    path = tmp_path_factory.mktemp("package") / f"{PLUGIN}.zip"
-    subprocess.run([*git, "archive", f"--output={path}", changed or "HEAD"], check=True)
-    return path
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
@@ -50,7 +41,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def _algorithms(self):
         host, port = self.server.server_address
         platform = {"os": ["LINUX", "WINDOWS"], "ikomia": ">=0.16.0", "python": ">=3.11.0", "architecture": []}
-        package = {"url": f"http://{host}:{port}/package/{PLUGIN}/", "version": "1.0.0", "platform": platform}
+        package = {"url": f"http://{host}:{port}/package/{PLUGIN}/", "version": __version__, "platform": platform}
         return {"count": 1, "results": [{"name": PLUGIN, "language": "PYTHON", "packages": [package]}]}
 
     def _send(self, kind, content):
@@ -110,7 +101,8 @@ def test_the_package_holds_what_users_need_and_nothing_else(package):
     assert {f"{PLUGIN}.py", f"{PLUGIN}_process.py", f"{PLUGIN}_widget.py", f"{PLUGIN}_test.py", "__init__.py"} <= top
     assert {"README.md", "LICENSE", "requirements.txt", "build_requirements.txt", "icons/icon.png"} <= names
     assert names >= {f"sam3_engine/{path.name}" for path in (REPOSITORY / "sam3_engine").glob("*.py")}
-    assert not {"tests", "demo", "benchmarks", ".ci", "requirements-dev.txt"} & top
+    assert names >= {"SECURITY.md", "docs/README.md", "examples/text_prompt.py", "images/demo.png", "images/scene.png"}
+    assert not {"tests", "demo", "benchmarks", "sam3_batch", "testbed", "training", ".ci", "requirements-dev.txt"} & top
     assert package.stat().st_size < LARGEST_PACKAGE
 
 

@@ -1,116 +1,153 @@
-"""The README's Python examples run as they are written, on a local picture and a small checkpoint."""
+"""The README and the docs: their Python code runs as written, their tables agree with the code."""
 
-import importlib
+import ast
 import re
-import shutil
 from pathlib import Path
 from unittest import mock
 
-import cv2
 import httpx
-import ikomia.utils.http
 import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 from ikomia import dataprocess
+from ikomia.dataprocess.registry import ik_registry
 from ikomia.dataprocess.workflow import Workflow
 from PIL import Image
-from sklearn.datasets import load_sample_image
+from support import pages
 
-from sam3_engine.model import DeviceMemoryError
-from sam3_engine.weights import WeightsError, find_checkpoint
+import demo.__main__ as demo
+from demo.docs_pictures import COPIES, OVERVIEW
+from sam3_engine.errors import DeviceMemoryError, WeightsError
+from sam3_engine.weights import find_checkpoint
 from testbed.plugin import PLUGIN, REPOSITORY, Plugin
+from testbed.scenes import draw_scene
 
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-ENGINE_README = (REPOSITORY / "sam3_engine" / "README.md").read_text(encoding="utf-8")
-SECTIONS = dict(re.findall(r"^##+ (.+?)\n(.*?)(?=^## |^### |\Z)", README, re.DOTALL | re.MULTILINE))
-SECTIONS["the engine's README"] = ENGINE_README
-TRUCK = (1800, 1200)  # width and height of the picture that the examples' coordinates are for
-OUTPUTS_OF_WHOLE_EXAMPLES = {
-    "Use with the Ikomia API": 2,
-    "Text": 2,
-    "Outputs": 2,
-    "Objects": 3,
-    "the engine's README": 0,
+TRUCK, SCENE = (1200, 1800), (360, 480)  # height and width
+MOST_WORDS = 1800
+
+# for each section, in order of its Python blocks: how many outputs follow the image; None where no workflow runs
+OUTPUTS = {
+    ("README.md", "Use with Ikomia API"): [1, 1],
+    ("README.md", "Explore algorithm outputs"): [2],
+    ("docs/development.md", "Install without make"): [None],
+    ("docs/engine.md", "Predict"): [None, None],
+    ("docs/engine.md", "Prompts"): [None],
+    ("docs/engine.md", "Several prompts for one image"): [None],
+    ("docs/outputs.md", "Masks"): [1],
+    ("docs/outputs.md", "Objects"): [2],
+    ("docs/outputs.md", "Overlays"): [2],
+    ("docs/outputs.md", "Saving"): [2],
+    ("docs/prompts.md", "Prompts"): [1],
+    ("docs/prompts.md", "Text"): [1],
+    ("docs/prompts.md", "Several phrases"): [2],
+    ("docs/prompts.md", "Example boxes"): [1, 1],
+    ("docs/prompts.md", "A single point"): [3],
+    ("docs/prompts.md", "Several points"): [1],
+    ("docs/prompts.md", "A box"): [1],
+    ("docs/prompts.md", "Several boxes"): [3],
+    ("docs/prompts.md", "A box and points"): [1],
+    ("docs/prompts.md", "How values are read"): [1],
+    ("docs/weights.md", "Use your own file"): [1],
+    ("docs/weights.md", "The shapes network"): [1],
 }
-OUTPUTS_OF_SNIPPETS = {
-    "Several texts": 2,
-    "Example boxes": 1,
-    "A single point": 3,
-    "Several points": 1,
-    "A box": 1,
-    "Several boxes": 3,
-    "A box and points": 1,
-}
-
-
-def blocks(section):
-    return re.findall(r"```python\n(.*?)```", SECTIONS[section], re.DOTALL)
-
-
-@pytest.fixture
-def readers_machine(small_checkpoint, plugins_directory, tmp_path, monkeypatch):
-    """The plugin installed, weights in the Hugging Face cache, the pictures to be had, a screen that needs no one."""
-    picture = tmp_path / "picture.png"
-    Image.fromarray(load_sample_image("flower.jpg")).resize(TRUCK).save(picture)
-    monkeypatch.setattr(ikomia.utils.http, "download_file", lambda url, path, *_: shutil.copy(picture, path))
-
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    repository = tmp_path / "hub" / "models--facebook--sam3"
-    (repository / "snapshots" / commit).mkdir(parents=True)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(commit)
-    shutil.copy(small_checkpoint, repository / "snapshots" / commit / "sam3.pt")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-
-    importlib.import_module("ikomia.utils.displayIO")  # chooses a backend with windows, if pyplot is not there yet
-    importlib.import_module("matplotlib.pyplot").switch_backend("Agg")
-    return picture
-
-
-@pytest.mark.parametrize("section", OUTPUTS_OF_WHOLE_EXAMPLES)
-def test_whole_examples_run(readers_machine, section):
-    assert blocks(section)
-    for code in blocks(section):
-        namespace = {}
-        exec(compile(code, f"README.md, {section}", "exec"), namespace)
-        if "algo" in namespace:
-            assert len(namespace["algo"].get_outputs()) == OUTPUTS_OF_WHOLE_EXAMPLES[section]
-            assert namespace["algo"].get_output(1).get_mask().shape == TRUCK[::-1]
+PAGES = [page for page in pages.all_pages() if not page.startswith(".")]
+BLOCKS = [(page, *block) for page in PAGES for block in pages.python_blocks(page)]
+TRIED_BELOW = ("docs/many_images.md", "docs/development.md")  # and the dataset of many_images.md in test_batch.py
 
 
 def test_every_python_block_is_tried():
-    tried = sum(len(blocks(section)) for section in [*OUTPUTS_OF_WHOLE_EXAMPLES, *OUTPUTS_OF_SNIPPETS, "Many images"])
-    assert tried == (README + ENGINE_README).count("```python")
+    elsewhere = [block for block in BLOCKS if block[0] == "docs/many_images.md"]
+    assert len(BLOCKS) == sum(map(len, OUTPUTS.values())) + len(elsewhere)
+    assert len(BLOCKS) == sum(pages.read(page).count("```python") for page in PAGES)
 
 
-@pytest.mark.parametrize("section", OUTPUTS_OF_SNIPPETS)
-def test_snippets_of_prompts_run(readers_machine, section):
-    for code in blocks(section):
-        workflow = Workflow()
-        algorithm = workflow.add_task(name=PLUGIN, auto_connect=True)
-        exec(compile(code, f"README.md, {section}", "exec"), {"algo": algorithm})
-        workflow.run_on(array=cv2.imread(str(readers_machine)))
-        outputs = algorithm.get_outputs()[1:]
-        assert len(outputs) == OUTPUTS_OF_SNIPPETS[section]
-        masks = [output.get_mask() for output in outputs if isinstance(output, dataprocess.CSemanticSegmentationIO)]
-        assert all(mask.shape == TRUCK[::-1] for mask in masks)
-        assert len(masks) == len(outputs) - ("instance_output" in code)
+@pytest.mark.parametrize(("page", "section"), OUTPUTS, ids=[" ".join(place) for place in OUTPUTS])
+def test_python_blocks_run(readers_machine, page, section):
+    blocks = [code for *place, code in BLOCKS if place == [page, section]]
+    for code, count in zip(blocks, OUTPUTS[page, section], strict=True):
+        if page in TRIED_BELOW:
+            continue
+        code = code.replace("/data/sam3.pt", str(readers_machine / "sam3.pt"))
+        namespace = {}
+        if count is None or "Workflow()" in code:
+            exec(compile(code, f"{page}, {section}", "exec"), namespace)
+        else:
+            algo = run_snippet(code, readers_machine / "truck.jpg", f"{page}, {section}")
+            namespace["algo"] = algo
+        if count is not None:
+            check_outputs(namespace["algo"], count, objects="instance_output" in code, scene="scene.png" in code)
 
 
-def test_the_folder_run_is_saved(readers_machine, tmp_path, monkeypatch):
-    """The other block of its section is tried where its dataset is, in test_ray_folder.py."""
-    (tmp_path / "photos").mkdir()
-    Image.open(readers_machine).resize((180, 120)).save(tmp_path / "photos" / "flower.png")
+def run_snippet(code, picture, place):
+    """Run code that sets parameters of ``algo``, then its workflow on a picture; return the algorithm."""
+    workflow = Workflow()
+    algo = workflow.add_task(name=PLUGIN, auto_connect=True)
+    exec(compile(code, place, "exec"), {"algo": algo})
+    workflow.run_on(path=str(picture))
+    return algo
+
+
+def check_outputs(algo, count, *, objects, scene):
+    """Check how many outputs follow the image, which of them are masks, and their size."""
+    outputs = algo.get_outputs()[1:]
+    assert len(outputs) == count
+    masks = [output for output in outputs if isinstance(output, dataprocess.CSemanticSegmentationIO)]
+    assert len(masks) == count - objects
+    assert all(output.get_mask().shape == (SCENE if scene else TRUCK) for output in masks)
+
+
+def test_the_first_example_finds_what_its_picture_shows(readers_machine, capsys):
+    code, _ = (code for page, section, code in BLOCKS if (page, section) == ("README.md", "Use with Ikomia API"))
+    exec(compile(code, "README.md", "exec"), {})
+    assert code.partition("description)  # ")[2].splitlines()[0] in capsys.readouterr().out
+
+
+ROWS = re.findall(r"^\| [^|]+ \| `(\{.+\})` \|$", pages.read("README.md"), re.MULTILINE)
+
+
+@pytest.mark.parametrize(("row", "count"), list(zip(ROWS, [1, 1, 3, 1, 1, 2, 1], strict=True)), ids=range(len(ROWS)))
+def test_prompts_of_the_readme_run(readers_machine, row, count):
+    assert isinstance(ast.literal_eval(row), dict)
+    algo = run_snippet(f"algo.set_parameters({row})", readers_machine / "truck.jpg", "README.md")
+    check_outputs(algo, count, objects=False, scene=False)
+
+
+def test_a_folder_of_plugins_can_be_chosen(plugins_directory, tmp_path, monkeypatch):
+    (code,) = (code for page, _, code in BLOCKS if page == "docs/development.md")
     monkeypatch.chdir(tmp_path)
-    exec(compile(blocks("Many images")[0], "README.md, Many images", "exec"), {})
-    assert list((tmp_path / "results").rglob("*flower.json"))
+    Path("plugins").symlink_to(plugins_directory, target_is_directory=True)
+    try:
+        exec(compile(code, "docs/development.md", "exec"), {})
+        assert Path(ik_registry.get_plugins_directory()).samefile(plugins_directory)
+    finally:
+        ik_registry.set_plugins_directory(f"{plugins_directory}/")
 
 
-def test_the_table_of_parameters_is_complete(algorithm):
-    names = re.findall(r"^\| `(\w+)` \|", SECTIONS["Parameters"], re.MULTILINE)
-    assert sorted(names) == sorted(algorithm.get_parameters())
+def test_the_folder_run_is_saved_and_read_back(readers_machine, capsys):
+    Path("photos").mkdir()
+    Image.open("truck.jpg").resize((180, 120)).save("photos/flower.png")
+    run, read = [code for page, section, code in BLOCKS if (page, section) == ("docs/many_images.md", "With Ikomia")]
+    run = run.replace('"input_text": "shoe"', '"input_text": "shoe", "confidence_threshold": "0.1"')
+    exec(compile(run, "docs/many_images.md", "exec"), {})
+    assert list(Path("results").rglob("*flower.json"))
+    exec(compile(read, "docs/many_images.md", "exec"), {})
+    assert "flower_objects.json shoe 0." in capsys.readouterr().out
+
+
+def test_the_table_of_parameters_is_complete(workflow):
+    _, *rows = re.findall(r"^\| (.+?) \| (\w+) \| (.+?) \|", table_of_parameters(), re.MULTILINE)
+    defaults = {"empty": "", "if available": str(torch.cuda.is_available())}
+    told = {name.strip("`"): defaults.get(default, default) for name, _, default in rows}
+    assert told == workflow.find_task(PLUGIN)[0].get_parameters()
+
+
+def table_of_parameters():
+    return pages.sections(pages.read("README.md"))["Set algorithm parameters"]
+
+
+def test_the_readme_takes_five_minutes():
+    assert len(pages.read("README.md").split()) <= MOST_WORDS
 
 
 TROUBLE = {
@@ -154,41 +191,30 @@ def reported(small_checkpoint, monkeypatch, tmp_path, caplog):
 
 
 def test_every_message_of_troubleshooting_is_a_real_one(reported):
-    quoted = re.findall(r"^\| `(.*?)` \|", SECTIONS["Troubleshooting"], re.MULTILINE)
+    quoted = re.findall(r"^\| `(.*?)` \|", pages.read("docs/troubleshooting.md"), re.MULTILINE)
     assert len(quoted) == len(TROUBLE) + 3
     for message in quoted:
         pattern = ".*".join(map(re.escape, message.split("...")))
         assert any(re.fullmatch(pattern, text) for text in reported), (message, reported)
 
 
-def test_every_picture_is_there():
-    pictures = re.findall(r"!\[[^]]+\]\((.+?)\)", README)
-    assert len(pictures) > 5
-    assert [picture for picture in pictures if not (REPOSITORY / picture).is_file()] == []
-    assert sorted(pictures) == sorted(f"images/{path.name}" for path in (REPOSITORY / "images").iterdir())
-
-
-def test_every_file_that_is_named_exists():
-    (tree,) = re.findall(r"^```\n(.*?)```", SECTIONS["Develop"], re.DOTALL | re.MULTILINE)
-    named = re.findall(r"\b(\w+\.py|\w+/)(?=\s|$)", tree)
-    assert len(named) > 5
+def test_every_file_of_the_layout_exists():
+    layout = pages.sections(pages.read("docs/development.md"))["Layout"]
+    (tree,) = re.findall(r"^```\n(.*?)```", layout, re.DOTALL | re.MULTILINE)
+    named = re.findall(r"(?<![\w/])(\w+\.py|\w+/)(?=\s|$)", tree)
+    assert len(named) > 10
     assert [name for name in named if not (REPOSITORY / name).exists()] == []
 
 
 def test_every_module_of_the_engine_is_explained():
-    named = re.findall(r"^\| `(\w+\.py)` \|", ENGINE_README, re.MULTILINE)
+    named = re.findall(r"^\| `(\w+\.py)` \|", pages.read("sam3_engine/README.md"), re.MULTILINE)
     present = [path.name for path in (REPOSITORY / "sam3_engine").glob("*.py") if path.name != "__init__.py"]
     assert sorted(named) == sorted(present)
 
 
-@pytest.mark.parametrize("page", ["README.md", "demo/README.md", "benchmarks/README.md", "sam3_engine/README.md"])
-def test_every_link_within_the_repository_leads_somewhere(page):
-    folder = (REPOSITORY / page).parent
-    for file, heading in re.findall(
-        r"\]\((?!http)([^)#]*)#?([^)]*)\)", (REPOSITORY / page).read_text(encoding="utf-8")
-    ):
-        target = folder / file if file else REPOSITORY / page
-        assert target.exists(), file
-        if heading:
-            headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
-            assert heading in [found.lower().replace(" ", "-") for found in headings]
+def test_the_pictures_are_those_that_the_demo_draws():
+    scene = draw_scene(np.random.default_rng(demo.SCENE_SEED), *demo.SCENE_SIZE)
+    drawn = {demo.file_name(request.title) for request in demo.requests_about(scene)}
+    assert {*COPIES.values(), *OVERVIEW} <= drawn | {"panel_filled"}
+    with Image.open(REPOSITORY / "images" / "scene.png") as picture:
+        assert np.array_equal(np.asarray(picture), scene.image)

@@ -1,0 +1,80 @@
+"""The scripts in examples/ run as written, on a photograph and a small network of random weights."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from testbed.plugin import REPOSITORY
+
+EXAMPLES = sorted(path.name for path in (REPOSITORY / "examples").glob("*.py"))
+MOST_LINES = 60
+SMALL_SIZE = (180, 120)  # width and height
+TRUCK, SMALL = ("truck.jpg",), ("small.jpg",)  # those without coordinates take the small picture, which is faster
+DEFAULT = ()
+
+# arguments of each script, and what its output contains; the small network finds something for any phrase
+RUNS = {
+    "boxes_from_detections.py": [
+        (TRUCK, r"(?s)truck: .*wheel: .*wheel: .* box 3 of 3"),
+        (DEFAULT, r"truck: \d+ pixels"),
+    ],
+    "engine_without_ikomia.py": [(SMALL, r"(?s)wheel, score 0\..* pixels.*(middle, score .*){3}")],
+    "example_boxes.py": [(TRUCK, r"(?s)rear wheel: \d.* x object.*front one: \d.* x wheel")],
+    "folder_of_images.py": [(("photos",), r"a\.jpg: [1-9]\d* objects\nb\.png: [1-9]\d* objects")],
+    "objects_output.py": [(SMALL, r"(?s)id  label .*\n +1  wheel .*window")],
+    "points_with_candidates.py": [(TRUCK, r"(?s)candidate 1 of 3.*candidate 3 of 3.*largest: ")],
+    "save_masks_as_png.py": [((*SMALL, "pngs"), r"pngs.001_wheel\.png: score 0\."), (SMALL, r"masks.001_wheel\.png")],
+    "several_phrases.py": [(SMALL, r"(?s)wheel: \d.*window: [1-9].*person: \d")],
+    "text_prompt.py": [(SMALL, r"(?s)\d+ x wheel.*% of the image"), (DEFAULT, r"\d+ x wheel")],
+}
+
+
+@pytest.fixture
+def run(readers_machine, monkeypatch, capsys):
+    """Run an example with arguments; return what it prints."""
+    with Image.open("truck.jpg") as picture:
+        small = picture.resize(SMALL_SIZE)
+    small.save("small.jpg")
+    Path("photos").mkdir()
+    small.save("photos/a.jpg")
+    small.rotate(180).save("photos/b.png")
+
+    def run(name, *arguments):
+        monkeypatch.setattr("sys.argv", [name, *arguments])
+        runpy.run_path(str(REPOSITORY / "examples" / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_example_runs(run, name):
+    for arguments, printed in RUNS[name]:
+        assert re.search(printed, run(name, *arguments))
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_example_is_short_and_says_what_it_does(name):
+    text = (REPOSITORY / "examples" / name).read_text(encoding="utf-8")
+    assert len(text.splitlines()) < MOST_LINES
+    assert re.match(r'"""[A-Z].+\.\n\nUsage: python (-m )?examples[/.]' + name.removesuffix(".py"), text)
+
+
+def test_masks_are_saved_as_they_are(run, readers_machine):
+    run("save_masks_as_png.py", "small.jpg", "pngs")
+    files = sorted((readers_machine / "pngs").iterdir())
+    assert len(files) > 2
+    for path in files:
+        with Image.open(path) as mask:
+            assert (mask.size, mask.mode) == (SMALL_SIZE, "L")
+            values = {value for _, value in mask.getcolors()}
+            assert values <= ({0, 255} if path.name != "all.png" else set(range(len(files))))
+
+
+def test_an_image_that_cannot_be_read_does_not_end_a_folder(run, readers_machine):
+    (readers_machine / "photos" / "a.jpg").write_bytes(b"not an image")
+    assert run("folder_of_images.py", "photos").startswith("b.png: ")
+    assert "b.png" in (readers_machine / "found.csv").read_text()
