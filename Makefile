@@ -13,7 +13,7 @@ DEMO_OPTIONS = $(foreach option,IMAGE TEXT POINT LABEL BOX BOX_LABEL MULTIMASK T
 	$(if $(filter command line,$(origin $(option))),\
 	'--$(shell echo $(option) | tr A-Z a-z)=$(subst ','\'',$(value $(option)))'))
 
-demo: $(VENV)/demo-ready  ## segment a drawn scene with every kind of prompt, or IMAGE= with TEXT=, POINT=, BOX=; writes demo/output
+demo: $(VENV)/demo-ready  ## segment a synthetic scene with every kind of prompt, or IMAGE= with TEXT=, POINT=, BOX=; writes demo/output
 	$(RUN) -m demo $(DEMO_OPTIONS)
 
 pictures: $(VENV)/ready  ## redraw the pictures of the README and the docs in images/

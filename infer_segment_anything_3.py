@@ -1,28 +1,28 @@
-"""Front door of the plugin: hands Ikomia the factories of the algorithm and of its settings panel."""
+"""Entry point of the plugin: gives Ikomia the factories of the algorithm and of its settings panel."""
 
 from ikomia import dataprocess
 
 
 class IkomiaPlugin(dataprocess.CPluginProcessInterface):
-    """What Ikomia looks for when it loads the plugin. The class must bear this name."""
+    """What Ikomia looks for when it loads the plugin; it requires this class name."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         dataprocess.CPluginProcessInterface.__init__(self)
 
-    def get_process_factory(self):
-        """Factory of the algorithm."""
+    def get_process_factory(self) -> dataprocess.CTaskFactory:
+        """Return the factory of the algorithm."""
         from infer_segment_anything_3.infer_segment_anything_3_process import InferSegmentAnything3Factory
 
         return InferSegmentAnything3Factory()
 
-    def get_widget_factory(self):
-        """Factory of the settings panel; asked for by Ikomia Studio alone, since only there is a Qt to show it."""
+    def get_widget_factory(self) -> dataprocess.CWidgetFactory:
+        """Return the factory of the settings panel; only Ikomia Studio, which has Qt, calls this."""
         from infer_segment_anything_3.infer_segment_anything_3_widget import InferSegmentAnything3WidgetFactory
 
         return InferSegmentAnything3WidgetFactory()
 
-    def get_param_factory(self):
-        """Factory of the parameters."""
+    def get_param_factory(self) -> dataprocess.CTaskParamFactory:
+        """Return the factory of the parameters."""
         from infer_segment_anything_3.infer_segment_anything_3_process import InferSegmentAnything3ParamFactory
 
         return InferSegmentAnything3ParamFactory()

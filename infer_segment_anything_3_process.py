@@ -35,10 +35,10 @@ class InferSegmentAnything3Param(core.CWorkflowTaskParam):
         self.settings = Settings()
 
     def set_values(self, params: Mapping[str, str]) -> None:
-        """Set the parameters that ``params`` (names to strings) holds.
+        """Set the parameters in ``params`` (names to strings).
 
         Raises:
-            ValueError: a value is not what its parameter expects; then nothing changes.
+            ValueError: a value is not what its parameter expects; no parameter is changed.
         """
         self.settings = self.settings.updated(params)
 
@@ -80,12 +80,14 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
                 converted with ``str()``.
 
         Raises:
-            ValueError: a value is not what its parameter expects; then nothing changes.
+            ValueError: a value is not what its parameter expects; no parameter is changed.
         """
         known = self.get_param_object().get_values()
         unknown = [str(name) for name in params if name not in known]
         if unknown:
-            logger.warning("Unknown parameter %s is ignored. Parameters: %s.", ", ".join(unknown), ", ".join(known))
+            logger.warning(
+                "Unknown parameters are ignored: %s. Known parameters: %s.", ", ".join(unknown), ", ".join(known)
+            )
         super().set_parameters({name: _to_string(name, params[name]) for name in params if name in known})
 
     def get_progress_steps(self) -> int:
@@ -105,7 +107,7 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
             RuntimeError: the weights are not available; the message says what to do.
         """
         self._outputs.clear()
-        super().init_long_process()  # or the framework calls ours, and a run without a prompt needs no model
+        super().init_long_process()  # else Ikomia calls ours, which loads a model even if there is no prompt
         self.begin_task_run()
         try:
             self._segment_input()
@@ -116,7 +118,7 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
             raise
 
     def _segment_input(self) -> None:
-        """Answer the prompt of the parameters, or else of the drawn graphics, and fill the outputs."""
+        """Segment by the typed prompt, or else by the drawn one, and fill the outputs."""
         self.forward_input_image(0, 0)
         settings = self.get_param_object().settings
         image = self.get_input(0).get_image()

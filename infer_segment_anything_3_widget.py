@@ -1,6 +1,9 @@
 """The settings panel of Ikomia Studio."""
 
+from __future__ import annotations
+
 import html
+from collections.abc import Callable
 
 from ikomia import core, dataprocess
 from ikomia.utils import qtconversion
@@ -16,35 +19,36 @@ from PyQt6.QtWidgets import (
     QPushButton,
     QSpinBox,
     QVBoxLayout,
+    QWidget,
 )
 
 from .infer_segment_anything_3_process import InferSegmentAnything3Param
-from .sam3_engine.prompts import prompt_errors
-from .sam3_engine.runtime import cuda_present
+from .sam3_engine.devices import cuda_present
+from .sam3_engine.prompt_strings import PromptStrings
 
 _PROMPT_HELP = {
     "input_text": (
-        "What to look for, as a noun phrase, or several: every instance is segmented.\n"
+        "What to find: a noun phrase or a list of noun phrases. Every instance is segmented.\n"
         'For example: shoe, or: yellow school bus, or: ["shoe", "person"]\n'
-        "If it is set, points are not used, and boxes only if they are labelled as examples."
+        "If you set a text, points are ignored, and boxes are used only as labeled examples."
     ),
     "input_box": (
-        "Boxes around objects: left, top, right and bottom, in pixels of the image. Each gives a mask.\n"
+        "Boxes around objects: left, top, right and bottom in image pixels. Each box gives one mask.\n"
         "For example: [[425, 600, 700, 875]]\n"
-        "If boxes and points are empty, what is drawn on the image is used."
+        "If you leave boxes and points empty, the points and rectangles drawn on the image are used."
     ),
     "input_box_label": (
-        "Makes examples of the boxes, or of drawn rectangles: all that is like them is segmented.\n"
-        "For each box: 1 if it shows what to find, 0 if it shows what not to find.\n"
+        "Turns boxes and drawn rectangles into examples: everything that looks like them is segmented.\n"
+        "One label per box: 1 for a positive example, 0 for a negative one.\n"
         "For example: [1], or: [1, 0]\n"
-        "Empty: each box outlines one object."
+        "Empty: each box segments the object in it."
     ),
     "input_point": (
-        "Points on one object, x and y in pixels of the image; with a single box they refine it.\n"
+        "Points that describe one object, x and y in image pixels. If there is one box, the points refine it.\n"
         "For example: [[520, 375]], or: [[500, 375], [1125, 625]]"
     ),
     "input_point_label": (
-        "For each point: 1 if it is on the object, 0 if it is on the background.\n"
+        "One label per point: 1 for the object, 0 for the background.\n"
         "For example: [1], or: [1, 0]\n"
         "Empty: all points are on the object."
     ),
@@ -53,14 +57,14 @@ _MALFORMED = "QLineEdit { border: 1px solid red; border-radius: 2px; padding: 2p
 
 
 class InferSegmentAnything3Widget(core.CWorkflowTaskWidget):
-    """One field for each parameter; Apply hands them all to the algorithm."""
+    """One field per parameter; Apply passes them all to the algorithm."""
 
-    def __init__(self, param, parent):
+    def __init__(self, param: InferSegmentAnything3Param | None, parent: QWidget | None) -> None:
         core.CWorkflowTaskWidget.__init__(self, parent)
         self.parameters = InferSegmentAnything3Param() if param is None else param
-        self._captions = []
-        self._readers = {}
-        self._prompt_edits = {}
+        self._captions: list[QLabel] = []
+        self._readers: dict[str, Callable[[], str]] = {}
+        self._prompt_edits: dict[str, QLineEdit] = {}
 
         layout = QVBoxLayout()
         sections = {
@@ -82,26 +86,26 @@ class InferSegmentAnything3Widget(core.CWorkflowTaskWidget):
         self._shown = self._read()
         self._mark_malformed_prompts()
 
-    def on_apply(self):
-        """Take over what was changed and run the algorithm.
+    def on_apply(self) -> None:
+        """Set the parameters that were changed, and run the algorithm.
 
-        What was not stays as it is stored, even where the panel can only show something close to it.
+        Parameters that were not changed keep their stored values, even where the panel can only show something close.
         """
         typed = self._read()
         self.parameters.set_values({name: text for name, text in typed.items() if text != self._shown[name]})
         self._shown = typed
         self.emit_apply(self.parameters)
 
-    def _read(self):
-        """The parameters that the panel shows, names to strings."""
+    def _read(self) -> dict[str, str]:
+        """Return the parameters that the panel shows, names to strings."""
         return {name: read() for name, read in self._readers.items()}
 
-    def _general_fields(self):
+    def _general_fields(self) -> QGridLayout:
         settings, grid = self.parameters.settings, QGridLayout()
         cuda = self._check_box(grid, "cuda", "CUDA", settings.cuda and cuda_present(), "Run on the GPU.")
         if not cuda_present():
             cuda.setEnabled(False)
-            cuda.setToolTip(_tooltip("No GPU with CUDA was found, so the CPU is used."))
+            cuda.setToolTip(_tooltip("No GPU with CUDA was found. The CPU is used."))
         percent = QSpinBox(minimum=1, maximum=100, value=settings.input_size_percent, suffix=" %")
         self._add_row(
             grid,
@@ -109,21 +113,21 @@ class InferSegmentAnything3Widget(core.CWorkflowTaskWidget):
             "Input size",
             percent,
             lambda: str(percent.value()),
-            "The image is shrunk to this before it is segmented. Masks keep the image's size, and coordinates are\n"
-            "always those of the whole image.",
+            "Shrinks the image to this percentage before it is segmented. Masks keep the original size, and\n"
+            "coordinates always refer to the original image.",
         )
         self._model_input_size(grid)
         self._model_weight_file(grid)
         self._check_box(
             grid,
             "instance_output",
-            "Objects as output",
+            "Output objects",
             settings.instance_output,
-            "One more output, with each object's label, score, box and mask. Overlaps are kept there.",
+            "Adds an output with the label, score, box and mask of each object. These masks may overlap.",
         )
         return grid
 
-    def _text_fields(self):
+    def _text_fields(self) -> QGridLayout:
         settings, grid = self.parameters.settings, QGridLayout()
         self._prompt_edit(grid, "input_text", "Text prompt", settings.input_text, "shoe")
         threshold = self._fraction(settings.confidence_threshold)
@@ -133,8 +137,8 @@ class InferSegmentAnything3Widget(core.CWorkflowTaskWidget):
             "Confidence threshold",
             threshold,
             lambda: str(threshold.value()),
-            "From 0 to 1: instances of a text or of examples that score above it are kept.\n"
-            "A lower one finds more, a higher one is surer. Another one takes no time.",
+            "0 to 1, for text and example boxes: keeps instances with a score above this.\n"
+            "A lower threshold finds more, a higher one makes fewer mistakes. Changing it is fast.",
         )
         overlap = self._fraction(settings.iou_threshold)
         self._add_row(
@@ -143,12 +147,12 @@ class InferSegmentAnything3Widget(core.CWorkflowTaskWidget):
             "IoU threshold",
             overlap,
             lambda: str(overlap.value()),
-            "From 0 to 1: of two instances whose masks overlap more than this, only the better one is kept.\n"
-            "1 keeps all, 0.7 drops what was found twice. IoU: the area that both share, over the area of both.",
+            "0 to 1, for text and example boxes: of two masks that overlap more than this, keeps the one with the\n"
+            "higher score. 1 keeps all; 0.7 removes duplicates. IoU: intersection over union of the two masks.",
         )
         return grid
 
-    def _geometry_fields(self):
+    def _geometry_fields(self) -> QGridLayout:
         settings, grid = self.parameters.settings, QGridLayout()
         self._prompt_edit(grid, "input_box", "Box coord. [[xyxy]]", settings.input_box, "[[425, 600, 700, 875]]")
         self._prompt_edit(grid, "input_box_label", "Box label [i]", settings.input_box_label, "[1]")
@@ -159,17 +163,17 @@ class InferSegmentAnything3Widget(core.CWorkflowTaskWidget):
             "multimask_output",
             "Three candidate masks",
             settings.multimask_output,
-            "Three masks for each object instead of one, the best first.\n"
-            "For what can mean more than one thing, such as a single point.",
+            "Outputs three masks per object instead of one, best first. For points and boxes only.\n"
+            "Useful for ambiguous prompts, such as a single point.",
         )
         return grid
 
-    def _model_input_size(self, grid):
-        own_size = 98  # what the field holds where the parameter is 0: a step below the smallest size
+    def _model_input_size(self, grid: QGridLayout) -> None:
+        own_size = 98  # stands for the parameter's 0: one step below the smallest size
         side = QSpinBox(minimum=own_size, maximum=2016, singleStep=14, specialValueText="as trained", suffix=" px")
         side.setValue(self.parameters.settings.model_input_size)
 
-        def read():
+        def read() -> str:
             return "0" if side.value() == own_size else str(max(112, side.value()))
 
         self._add_row(
@@ -178,11 +182,11 @@ class InferSegmentAnything3Widget(core.CWorkflowTaskWidget):
             "Model input size",
             side,
             read,
-            "Side of the square image that the network itself sees, 112 to 2016 pixels. SAM 3 was trained at 1008.\n"
-            "A smaller one is faster and shows it less detail.",
+            "Side of the square image that the network sees, 112 to 2016 pixels. SAM 3 was trained at 1008.\n"
+            "A smaller size is faster but loses detail.",
         )
 
-    def _model_weight_file(self, grid):
+    def _model_weight_file(self, grid: QGridLayout) -> None:
         edit = QLineEdit(self.parameters.settings.model_weight_file, placeholderText="facebook/sam3")
         browse = QPushButton("Browse...")
         row = QHBoxLayout()
@@ -194,44 +198,53 @@ class InferSegmentAnything3Widget(core.CWorkflowTaskWidget):
             "Model weight file",
             edit,
             edit.text,
-            "A SAM 3 checkpoint on this machine, for example: /home/me/sam3.pt\n"
-            "Empty: the weights of facebook/sam3, which Hugging Face gives to those whom Meta has given access.",
+            "Path of a SAM 3 checkpoint, for example: /home/me/sam3.pt\n"
+            "Empty: the weights of facebook/sam3 on Hugging Face, which you can download once Meta grants you access.",
             row,
         )
 
-        def choose_file():
+        def choose_file() -> None:
             chosen, _ = QFileDialog.getOpenFileName(
                 edit, "Model weight file", edit.text(), "Checkpoint (*.pt *.pth);;All files (*)"
             )
-            if chosen:  # not cancelled
+            if chosen:  # not canceled
                 edit.setText(chosen)
 
         browse.clicked.connect(choose_file)
 
-    def _fraction(self, value):
+    def _fraction(self, value: float) -> QDoubleSpinBox:
         field = QDoubleSpinBox(minimum=0.0, maximum=1.0, singleStep=0.05, decimals=3)
         field.setValue(value)
         return field
 
-    def _prompt_edit(self, grid, name, label, value, example):
+    def _prompt_edit(self, grid: QGridLayout, name: str, label: str, value: str, example: str) -> None:
         edit = QLineEdit(value, placeholderText=f"e.g. {example}")
         self._add_row(grid, name, label, edit, edit.text, _PROMPT_HELP[name])
         self._prompt_edits[name] = edit
         edit.textChanged.connect(self._mark_malformed_prompts)
 
-    def _mark_malformed_prompts(self):
-        """Border in red what would be an error in a run, and say in its tooltip what is wrong with it."""
-        errors = prompt_errors(**{name: edit.text() for name, edit in self._prompt_edits.items()})
+    def _mark_malformed_prompts(self) -> None:
+        """Mark fields that would cause an error with a red border, and explain the error in their tooltip."""
+        errors = PromptStrings(**{name: edit.text() for name, edit in self._prompt_edits.items()}).errors()
         for name, edit in self._prompt_edits.items():
             edit.setStyleSheet(_MALFORMED if name in errors else "")
             edit.setToolTip(_tooltip(errors.get(name, _PROMPT_HELP[name])))
 
-    def _check_box(self, grid, name, label, checked, help_text):
+    def _check_box(self, grid: QGridLayout, name: str, label: str, checked: bool, help_text: str) -> QCheckBox:
         box = QCheckBox(checked=checked)
         self._add_row(grid, name, label, box, lambda: str(box.isChecked()), help_text)
         return box
 
-    def _add_row(self, grid, name, label, field, read, help_text, row_layout=None):
+    def _add_row(
+        self,
+        grid: QGridLayout,
+        name: str,
+        label: str,
+        field: QWidget,
+        read: Callable[[], str],
+        help_text: str,
+        row_layout: QHBoxLayout | None = None,
+    ) -> None:
         row, caption = grid.rowCount(), QLabel(label)
         caption.setBuddy(field)
         for widget in (caption, field):
@@ -246,18 +259,18 @@ class InferSegmentAnything3Widget(core.CWorkflowTaskWidget):
         self._readers[name] = read
 
 
-def _tooltip(text):
-    """Text of a tooltip, as HTML since Qt breaks only that into lines."""
+def _tooltip(text: str) -> str:
+    """Return the text of a tooltip as HTML: Qt wraps only that."""
     return f"<p>{html.escape(text)}</p>".replace("\n", "<br>")
 
 
 class InferSegmentAnything3WidgetFactory(dataprocess.CWidgetFactory):
     """Creates the settings panel."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         dataprocess.CWidgetFactory.__init__(self)
         self.name = "infer_segment_anything_3"
 
-    def create(self, param):
-        """A panel that shows and edits ``param``."""
+    def create(self, param: InferSegmentAnything3Param | None) -> InferSegmentAnything3Widget:
+        """Return a panel that shows and edits ``param``."""
         return InferSegmentAnything3Widget(param, None)

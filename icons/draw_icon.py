@@ -1,4 +1,4 @@
-"""Draw the plugin's icon: an object cut out of its surroundings by a click.
+"""Draw the plugin's icon: an object that a click cuts out.
 
 python icons/draw_icon.py
 """
@@ -8,11 +8,11 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 SIDE = 256
-SAMPLES = 4  # per pixel and axis, against jagged edges
+SAMPLES = 4  # per pixel and axis, for smooth edges
 
 
 def draw_icon() -> Image.Image:
-    """The icon, 256 x 256 RGBA."""
+    """Return the icon, 256 x 256 RGBA."""
     icon = Image.new("RGBA", (SIDE, SIDE), (0, 0, 0, 0)).resize((SAMPLES * SIDE, SAMPLES * SIDE))
     draw = ImageDraw.Draw(icon)
 
