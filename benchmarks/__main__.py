@@ -1,10 +1,10 @@
-"""The plugin side by side with direct use of the sam3 package, in one run.
+"""Compare the plugin with direct use of the sam3 package.
 
-    python -m benchmarks            # full-size network of random weights, on the CPU: a quarter of an hour
+    python -m benchmarks            # full-size network with random weights, on the CPU: a quarter of an hour
     python -m benchmarks --cuda     # the engine without Ikomia, on a GPU
-    python -m benchmarks --small    # a network of small sizes, to try the benchmark itself
+    python -m benchmarks --small    # a small network, to try out the benchmark itself
 
-Prints a table of medians; with --output writes it to a file too.
+Prints a table of medians; --output also writes it to a file.
 """
 
 from __future__ import annotations
@@ -21,18 +21,22 @@ import torch
 from benchmarks.engine_rows import encoding_rows, prompt_rows
 from benchmarks.report import HEADER, Row, circumstances
 from benchmarks.setup import HEIGHT, WIDTH, Setup
-from testbed.random_weights import SMALL, full_size_checkpoint, write_random_checkpoint
+from sam3_engine.random_weights import SMALL, write_random_checkpoint
+from testbed.random_weights import full_size_checkpoint
 
 
 def main() -> None:
-    """Run the benchmark as the command line asks for it."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     network = parser.add_mutually_exclusive_group()
-    network.add_argument("--cuda", action="store_true", help="the engine alone, on a GPU")
-    network.add_argument("--small", action="store_true", help="a network of small sizes")
-    parser.add_argument("--repeat", type=int, default=3, help="runs of each slow measure; the median counts")
-    parser.add_argument("--runs", type=int, default=1000, help="length of the long series of runs")
-    parser.add_argument("--output", type=Path, help="file for the table, Markdown")
+    network.add_argument("--cuda", action="store_true", help="measure the engine alone, on a GPU")
+    network.add_argument("--small", action="store_true", help="use a small network")
+    parser.add_argument(
+        "--repeat", type=int, default=3, help="repetitions of each slow measurement, for the median (default: 3)"
+    )
+    parser.add_argument("--runs", type=int, default=1000, help="length of the long series of runs (default: 1000)")
+    parser.add_argument("--instances", type=int, default=200, help="where many are measured (default: 200)")
+    parser.add_argument("--output", type=Path, help="Markdown file to write the table to")
     arguments = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
@@ -43,7 +47,7 @@ def main() -> None:
             checkpoint = full_size_checkpoint()
         _into_file_cache(checkpoint)
         device = torch.device("cuda" if arguments.cuda else "cpu")
-        setup = Setup(checkpoint, not arguments.small, device, arguments.repeat)
+        setup = Setup(checkpoint, not arguments.small, device, arguments.repeat, arguments.instances)
         lines = []
         for line in itertools.chain(_heading(setup), map(str, _rows(setup, arguments.runs))):
             print(line, flush=True)
@@ -53,7 +57,7 @@ def main() -> None:
 
 
 def _into_file_cache(checkpoint: Path) -> None:
-    """Read the file once, lest the first side to load it waits for the disk."""
+    """Read the file once, so that neither side waits for the disk."""
     with checkpoint.open("rb") as file:
         while file.read(2**24):
             pass
@@ -61,7 +65,7 @@ def _into_file_cache(checkpoint: Path) -> None:
 
 def _heading(setup: Setup) -> Iterator[str]:
     size = "SAM 3's own sizes" if setup.full_size else "small sizes"
-    yield "# What the benchmark measured\n"
+    yield "# Benchmark results\n"
     yield from circumstances(setup.device)
     yield f"- Network: {size}, random weights; the plugin runs it in {setup.precision_name}"
     yield f"- Image: {WIDTH}×{HEIGHT}, a drawn scene\n"
@@ -69,7 +73,7 @@ def _heading(setup: Setup) -> Iterator[str]:
 
 
 def _rows(setup: Setup, runs: int) -> Iterator[Row]:
-    """All rows; the targets are for SAM 3's own sizes."""
+    """Yield all rows; targets apply only to SAM 3's own sizes."""
     for row in _measured(setup, runs):
         yield row if setup.full_size else dataclasses.replace(row, target="", met=None)
 

@@ -1,4 +1,4 @@
-"""Discs in the place of what a network of random weights finds, whose masks are specks all over the image."""
+"""Discs that replace the masks of a network with random weights, which are specks all over the image."""
 
 from __future__ import annotations
 
@@ -11,24 +11,22 @@ import torch
 
 from testbed.plugin import PLUGIN
 
-MANY = 200  # as many as SAM 3 has queries
-
 
 @contextlib.contextmanager
 def answering_discs() -> Iterator[None]:
-    """Meanwhile the plugin, once it has a network, answers "20 discs" with so many, and does not ask the network."""
-    predictor = sys.modules[f"{PLUGIN}.sam3_engine.predictor"]
+    """Make the plugin answer a phrase such as "20 discs" with 20 discs, without the network; load the model before."""
+    detector = sys.modules[f"{PLUGIN}.sam3_engine.detector"]
 
-    def detect(_predictor: object, _embedding: object, phrase: str, _examples: object) -> object:
+    def detect(_detector: object, _embedding: object, phrase: str, _examples: object) -> object:
         logits = discs(int(phrase.split()[0]))
-        return predictor._Instances([0.9] * len(logits), [(0.0, 0.0, 1.0, 1.0)] * len(logits), logits)
+        return detector.Detections([0.9] * len(logits), [(0.0, 0.0, 1.0, 1.0)] * len(logits), logits)
 
-    with mock.patch.object(predictor.Predictor, "_detect", detect):
+    with mock.patch.object(detector.Detector, "detect", detect):
         yield
 
 
 def discs(count: int) -> torch.Tensor:
-    """(count, 288, 288) mask logits in bfloat16 of discs side by side."""
+    """Return mask logits (count, 288, 288) bfloat16 of discs side by side."""
     columns, rows = 20, 10
     y, x = torch.meshgrid(torch.arange(288), torch.arange(288), indexing="ij")
     centres = [

@@ -1,4 +1,4 @@
-"""Rows for loading, encoding and prompting, on any device."""
+"""Rows about loading, encoding and prompting, on any device."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ import torch
 from benchmarks.report import Row, in_megabytes, in_seconds
 from benchmarks.setup import BOX, POINT, Setup
 from benchmarks.timing import in_turn, last_line_of, seconds_of
+from sam3_engine.options import Options
 from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import ConceptPrompt
 from testbed.direct_use import DirectUse
 
-_PROMPTS = 5  # runs of a prompt
+_PROMPTS = 5  # repetitions of a prompt
 
 
 def encoding_rows(setup: Setup) -> Iterator[Row]:
-    """Encoding an image, at the network's own size and at smaller ones."""
+    """Measure encoding an image, at the network's own input size and at smaller ones."""
     own_size = setup.predictor.resolution
     half, two_thirds = (
         Predictor(setup.predictor.model, input_size=size) for size in (own_size // 2, own_size * 2 // 3)
@@ -40,16 +41,18 @@ def encoding_rows(setup: Setup) -> Iterator[Row]:
     )
     ours = seconds["plugin"]
     yield Row.faster("encode an image", ours, "`set_image` in float32", seconds["float32"], 2)
-    yield Row.within("the same", ours, f"`set_image` in {setup.precision_name}", seconds["sam3"], 1.03)
+    yield Row.within(
+        "encode an image, in the same precision", ours, f"`set_image` in {setup.precision_name}", seconds["sam3"], 1.03
+    )
     for predictor, of_size, at_least in ((half, "half", 4), (two_thirds, "two_thirds", 2)):
         measure = f"encode at `model_input_size` {predictor.resolution}"
         yield Row.faster(measure, seconds[of_size], f"at {own_size}", ours, at_least)
 
 
 def prompt_rows(setup: Setup) -> Iterator[Row]:
-    """Prompts on an image that is encoded already; whole runs of the plugin, where there is Ikomia."""
+    """Measure prompts on an encoded image: whole runs of the plugin, or of the engine on a GPU."""
     user, image, direct = setup.user, setup.image, setup.direct(setup.image)
-    user.segment(image, input_point=[POINT])  # now it is encoded here, too
+    user.segment(image, input_point=[POINT])  # encodes the image
     seconds = in_turn(
         _PROMPTS,
         point=lambda: user.segment(image, input_point=[POINT]),
@@ -68,7 +71,7 @@ def prompt_rows(setup: Setup) -> Iterator[Row]:
 
 def _text_rows(setup: Setup, direct: DirectUse) -> Iterator[Row]:
     user, image = setup.user, setup.image
-    nothing = {"confidence_threshold": 1}  # is found, so that the network's part is compared
+    nothing = {"confidence_threshold": 1}  # finds nothing, so that only the network is compared
     phrases = [f"shoe {number}" for number in range(3 * _PROMPTS)]
     ours, theirs = itertools.cycle(phrases), itertools.cycle(phrases)
 
@@ -91,11 +94,11 @@ def _text_rows(setup: Setup, direct: DirectUse) -> Iterator[Row]:
         plugin=lambda: user.segment(image, input_text=some(ours, 3), **nothing),
         sam3=lambda: [direct.concept(phrase, 1.0) for phrase in some(theirs, 3)],
     )
-    yield Row.within("three phrases at once", three["plugin"], "`set_text_prompt`, thrice", three["sam3"], 1.03)
+    yield Row.within("three phrases at once", three["plugin"], "`set_text_prompt` three times", three["sam3"], 1.03)
     ours, theirs = itertools.cycle(phrases), itertools.cycle(phrases)
     known = in_turn(_PROMPTS, plugin=asked_anew, sam3=lambda: direct.concept(next(theirs), 1.0))
     yield Row.within(
-        "a phrase used before, its answer forgotten", known["plugin"], "`set_text_prompt`", known["sam3"], 1
+        "a phrase used before, without its cached answer", known["plugin"], "`set_text_prompt`", known["sam3"], 1
     )
 
     yield from _threshold_rows(setup, phrases[0])
@@ -103,9 +106,9 @@ def _text_rows(setup: Setup, direct: DirectUse) -> Iterator[Row]:
 
 def _threshold_rows(setup: Setup, phrase: str) -> Iterator[Row]:
     embedding = setup.predictor.encode_image(setup.image)
-    found = setup.predictor.segment(embedding, ConceptPrompt((phrase,)), confidence_threshold=0)
+    found = setup.predictor.segment(embedding, ConceptPrompt((phrase,)), Options(confidence_threshold=0))
     scores = [segment.score for segment in found]
-    # the fewest instances that a threshold can keep, and the next: in bfloat16 many have the same score
+    # the two smallest numbers of instances that a threshold can keep: in bfloat16 many scores are equal
     fewest = [count for count in range(1, len(scores)) if scores[count] < scores[count - 1]][:2]
     for instances, thresholds, target in (
         ("nothing found", (0.99, 1.0), 4),
@@ -113,12 +116,12 @@ def _threshold_rows(setup: Setup, phrase: str) -> Iterator[Row]:
     ):
         asked, changed = _seconds_at(setup, phrase, itertools.cycle(thresholds))
         measure = f"only `confidence_threshold` changed, {instances}"
-        row = Row.faster(measure, changed, "asking", asked, target or 1)
+        row = Row.faster(measure, changed, "first run with the phrase", asked, target or 1)
         yield row if target else dataclasses.replace(row, target="", met=None)
 
 
 def _seconds_at(setup: Setup, phrase: str, thresholds: Iterator[float]) -> tuple[float, float]:
-    """Median seconds of asking, and of asking again with another threshold."""
+    """Return the median seconds of a phrase, and of the same phrase with another threshold."""
     seconds: dict[str, list[float]] = {"asked": [], "changed": []}
     for _ in range(_PROMPTS):
         setup.user.forget_answers(setup.image)
@@ -136,17 +139,15 @@ def _loading_rows(setup: Setup, next_point: float) -> Iterator[Row]:
     seconds, peak = (statistics.median(found[key] for found in ours) for key in ("load", "peak"))
     yield Row.faster("load the checkpoint", seconds, "`build_sam3_image_model`", theirs["load"], 10)
     yield Row(
-        "memory of the process, at most, while loading",
+        "peak memory while loading",
         in_megabytes(peak),
-        f"the same: {in_megabytes(theirs['peak'])}",
+        f"`build_sam3_image_model`: {in_megabytes(theirs['peak'])}",
         f"{peak / theirs['peak']:.2f}×",
         "≤ ⅓",
         peak <= theirs["peak"] / 3,
     )
     if setup.device.type == "cuda":
-        yield Row(
-            "GPU memory, at most, while loading", in_megabytes(ours[0]["device"]), in_megabytes(theirs["device"]), ""
-        )
+        yield Row("peak GPU memory while loading", in_megabytes(ours[0]["device"]), in_megabytes(theirs["device"]), "")
     fresh = theirs["load"] + theirs["prompt"]
     yield Row.faster("next point, same image", next_point, "load, `set_image`, `predict_inst`", fresh, 200)
 

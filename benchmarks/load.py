@@ -1,7 +1,7 @@
-"""Load a checkpoint in a process of its own, for :mod:`benchmarks`; prints what that took as JSON.
+"""Load a checkpoint in a separate process, for :mod:`benchmarks`; print time and memory as JSON.
 
 python -m benchmarks.load plugin sam3.pt cpu
-python -m benchmarks.load sam3 sam3.pt cpu     # then encodes an image and segments by a point, too
+python -m benchmarks.load sam3 sam3.pt cpu     # also encodes an image and segments with a point
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import torch
 
 from benchmarks.setup import HEIGHT, POINT, WIDTH
 from benchmarks.timing import peak_memory, seconds_of
+from sam3_engine.devices import choose_precision
 from sam3_engine.model import Sam3Image, load_model
-from sam3_engine.runtime import choose_precision
 from testbed.direct_use import DirectUse, package_network
 
 
 def main() -> None:
-    """Load as the command line says."""
+    """Run the command line."""
     side, checkpoint, device = sys.argv[1], Path(sys.argv[2]), torch.device(sys.argv[3])
     networks: list[Sam3Image] = []
 

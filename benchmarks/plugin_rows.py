@@ -1,4 +1,4 @@
-"""Rows for the plugin around the network, in Ikomia workflows on the CPU."""
+"""Rows about the plugin around the network, in Ikomia workflows on the CPU."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ import torch
 from ikomia import dataprocess
 from ikomia.dataprocess.workflow import Workflow
 
-from benchmarks.discs import MANY, answering_discs, discs
+from benchmarks.discs import answering_discs, discs
 from benchmarks.report import Row, in_megabytes, in_seconds
 from benchmarks.setup import BOX, HEIGHT, POINT, WIDTH, Setup
 from benchmarks.soak import Soaked
 from benchmarks.timing import in_turn, last_line_of, seconds_of, watching
-from sam3_engine.segments import Segment, without_duplicates
+from sam3_engine.nms import drop_duplicates
+from sam3_engine.segments import Segment
 from testbed.plugin import PLUGIN, Plugin
 
 _RUNS_OF_A_MEASURE = 15
 
 
 def reuse_rows(setup: Setup) -> Iterator[Row]:
-    """How often a model is loaded, and an image encoded."""
+    """Count how often the model is loaded and an image is encoded."""
     plugin = Plugin(model_weight_file=setup.checkpoint, cuda=False)
     plugin.load()
     changes: list[dict[str, Any]] = [
@@ -37,10 +38,10 @@ def reuse_rows(setup: Setup) -> Iterator[Row]:
         {"input_text": "hat", "confidence_threshold": 0.99, "iou_threshold": 0.5},
         {"input_point": [POINT], "input_size_percent": 50, "model_input_size": 224},
         {"input_point": [POINT], "input_size_percent": 100, "model_input_size": 0},
-        {"input_point": [POINT], "cuda": not torch.cuda.is_available()},  # wanted in vain
+        {"input_point": [POINT], "cuda": not torch.cuda.is_available()},  # requested, but unavailable
     ]
-    model = sys.modules[f"{PLUGIN}.sam3_engine.model"]
-    with mock.patch.object(model, "load_model", wraps=model.load_model) as load:
+    shared_models = sys.modules[f"{PLUGIN}.sam3_engine.shared_models"]
+    with mock.patch.object(shared_models, "load_model", wraps=shared_models.load_model) as load:
         for change in changes:
             plugin.segment(setup.image, **change)
         yield Row(
@@ -51,7 +52,7 @@ def reuse_rows(setup: Setup) -> Iterator[Row]:
         tasks = [workflow.add_task(name=PLUGIN, auto_connect=True) for _ in range(2)]
         for task in tasks:
             task.set_parameters(plugin.algorithm.get_parameters())
-        backbone = plugin.algorithm._model.network.backbone
+        backbone = plugin.algorithm._predictor.model.network.backbone
         with mock.patch.object(backbone, "forward_image", wraps=backbone.forward_image) as encode:
             unseen = np.roll(setup.image, 5, axis=1)
             workflow.run_on(array=unseen)
@@ -67,9 +68,9 @@ def reuse_rows(setup: Setup) -> Iterator[Row]:
 
 
 def outside_rows(setup: Setup) -> Iterator[Row]:
-    """What the plugin takes around the network, in whose place discs are answered."""
+    """Measure what the plugin needs around the network, with discs in place of the network's masks."""
     plugin, image = Plugin(model_weight_file=setup.checkpoint, cuda=False), setup.image
-    plugin.segment(image, input_point=[POINT])  # now it is encoded
+    plugin.segment(image, input_point=[POINT])  # encodes the image
     predictor, outputs = sys.modules[f"{PLUGIN}.sam3_engine.predictor"], plugin.algorithm._outputs
     with answering_discs():
         places = {
@@ -87,19 +88,20 @@ def outside_rows(setup: Setup) -> Iterator[Row]:
         parts = ", ".join(f"{name} {in_seconds(seconds)}" for name, seconds in medians.items())
         yield Row("outside the network, one mask", in_seconds(run), parts, "", "< 60 ms", run < 0.06)
 
-        # a size that has no factor in common with that of the mask logits, too
+        # also a size that shares no factor with that of the mask logits
         odd = image[:-1, :-1]
         plugin.segment(odd, input_point=[POINT])
         for of_size in (image, odd):
             yield _many_row(setup, plugin, of_size)
 
-    overlapping = _overlapping()
-    duplicates = statistics.median(seconds_of(lambda: without_duplicates(overlapping, 0.5)) for _ in range(5))
-    yield Row(f"duplicates dropped from {MANY} instances", in_seconds(duplicates), "", "")
+    overlapping = _overlapping(setup.instances)
+    duplicates = statistics.median(seconds_of(lambda: drop_duplicates(overlapping, 0.5)) for _ in range(5))
+    yield Row(f"duplicates dropped from {setup.instances} instances", in_seconds(duplicates), "", "")
 
 
 def _many_row(setup: Setup, plugin: Plugin, image: np.ndarray) -> Row:
-    (output,) = plugin.segment(image, input_text=f"{MANY} discs")
+    phrase = f"{setup.instances} discs"
+    (output,) = plugin.segment(image, input_text=phrase)
     label_map, names, colours = output.get_mask(), output.get_class_names(), output.get_colors()
 
     def set_mask() -> None:
@@ -108,26 +110,26 @@ def _many_row(setup: Setup, plugin: Plugin, image: np.ndarray) -> Row:
         bare.set_class_colors(colours)
         bare.set_mask(label_map)
 
-    taken = in_turn(setup.repeat, plugin=lambda: plugin.segment(image, input_text=f"{MANY} discs"), set_mask=set_mask)
-    measure = f"outside the network, {MANY} instances, {image.shape[1]}×{image.shape[0]}"
+    taken = in_turn(setup.repeat, plugin=lambda: plugin.segment(image, input_text=phrase), set_mask=set_mask)
+    measure = f"outside the network, {setup.instances} instances, {image.shape[1]}×{image.shape[0]}"
     return Row.within(measure, taken["plugin"], "`set_mask`", taken["set_mask"], 1.3)
 
 
-def _overlapping() -> list[Segment]:
+def _overlapping(count: int) -> list[Segment]:
     return [
-        Segment(logits.roll(number % 7, 0), WIDTH, HEIGHT, number / MANY, "disc")
-        for number, logits in enumerate(discs(MANY))
+        Segment(logits.roll(number % 7, 0), WIDTH, HEIGHT, number / count, "disc")
+        for number, logits in enumerate(discs(count))
     ]
 
 
 def memory_rows(setup: Setup) -> Iterator[Row]:
-    """How much more memory a large image takes."""
+    """Measure how much more memory a large image needs."""
     sizes = ((WIDTH, HEIGHT), (6000, 4000))
-    peaks = [int(last_line_of("benchmarks.memory", setup.checkpoint, *size)) for size in sizes]
-    needed = 4 * (6000 * 4000 - WIDTH * HEIGHT)  # three bytes of each pixel are the image's, one the label map's
+    peaks = [int(last_line_of("benchmarks.memory", setup.checkpoint, *size, setup.instances)) for size in sizes]
+    needed = 4 * (6000 * 4000 - WIDTH * HEIGHT)  # per pixel, three bytes of the image and one of the label map
     more = peaks[1] - peaks[0] - needed
     yield Row(
-        f"memory of the process, at most, {MANY} instances at 6000×4000",
+        f"peak memory, {setup.instances} instances at 6000×4000",
         in_megabytes(peaks[1]),
         f"at {WIDTH}×{HEIGHT}: {in_megabytes(peaks[0])}; image and label map are {in_megabytes(needed)} larger",
         f"{more / 1e6:+,.0f} MB",
@@ -137,12 +139,12 @@ def memory_rows(setup: Setup) -> Iterator[Row]:
 
 
 def long_series_rows(runs: int) -> Iterator[Row]:
-    """Memory over many runs with changing prompts and pictures, on a network of small sizes."""
+    """Measure memory over many runs with changing prompts and images, on a small network."""
     soaked = Soaked(**json.loads(last_line_of("benchmarks.soak", "--runs", runs, "--json")))
     yield Row(
         f"{runs:,} runs, small network",
         in_megabytes(soaked.memory[-1]),
-        f"the second tenth of them: {in_megabytes(soaked.memory[-1] - soaked.growth)}",
+        f"second tenth of the runs: {in_megabytes(soaked.memory[-1] - soaked.growth)}",
         f"{soaked.growth / 1e6:+.0f} MB",
         "≤ +20 MB",
         soaked.growth <= 20e6,

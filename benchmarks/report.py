@@ -1,4 +1,4 @@
-"""What the benchmark found, as a table for people, with all that one has to know about where it was measured."""
+"""The table of results, and a description of the machine."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _HEADINGS = ("measure", "plugin", "against", "result", "target", "met")
 
 @dataclass(frozen=True)
 class Row:
-    """One measure.
+    """One measurement.
 
     Attributes:
-        measure: what was done.
-        plugin: what the plugin took.
-        against: what that is compared with, and took.
-        result: the one over the other.
-        target: what the result is to be.
-        met: whether it is; None if there is no target.
+        measure: what was measured.
+        plugin: result of the plugin.
+        against: what it is compared with, and its result.
+        result: the comparison.
+        target: what the comparison should be.
+        met: whether the target is met; None if there is no target.
     """
 
     measure: str
@@ -38,7 +38,7 @@ class Row:
 
     @classmethod
     def faster(cls, measure: str, seconds: float, against: str, theirs: float, at_least: float) -> Row:
-        """A row for what is to take so many times less than what it is compared with."""
+        """Return a row whose target is to be at least ``at_least`` times faster."""
         ratio = theirs / seconds
         shown = f"{ratio:,.0f}× faster" if ratio >= 20 else f"{ratio:.1f}× faster"
         target = f"≥ {at_least:g}× faster"
@@ -46,7 +46,7 @@ class Row:
 
     @classmethod
     def within(cls, measure: str, seconds: float, against: str, theirs: float, at_most: float) -> Row:
-        """A row for what is to take at most so many times of what it is compared with."""
+        """Return a row whose target is to take at most ``at_most`` times as long."""
         ratio = seconds / theirs
         shown, target = f"{ratio:.2g}×" if ratio < 0.1 else f"{ratio:.2f}×", f"≤ {at_most:g}×"
         return cls(measure, in_seconds(seconds), f"{against}: {in_seconds(theirs)}", shown, target, ratio <= at_most)
@@ -64,17 +64,17 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def in_seconds(seconds: float) -> str:
-    """Seconds as people read them."""
+    """Format seconds."""
     return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
 def in_megabytes(size: float) -> str:
-    """Bytes as people read them."""
+    """Format bytes as megabytes."""
     return f"{size / 1e6:,.0f} MB"
 
 
 def circumstances(device: torch.device) -> list[str]:
-    """The machine, the versions and the date, a line each."""
+    """Return a line each about the machine, the versions and the date."""
     memory = psutil.virtual_memory().total / 2**30
     versions = [f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES if _installed(name)]
     machine = f"{_processor()}, {torch.get_num_threads()} threads, {memory:.0f} GiB, {platform.system()}"

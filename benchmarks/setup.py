@@ -1,4 +1,4 @@
-"""What the benchmark measures on: a checkpoint, the engine, and the package used directly, on one device."""
+"""What the benchmarks run on: a checkpoint, the engine, and direct use of the sam3 package, on one device."""
 
 from __future__ import annotations
 
@@ -25,79 +25,77 @@ BOX = (425.0, 600.0, 700.0, 875.0)
 
 
 class User(Protocol):
-    """Someone who asks for masks: the whole plugin in a workflow, or the engine alone."""
+    """A user of the plugin in a workflow, or of the engine alone."""
 
     def segment(self, image: np.ndarray, **parameters: Any) -> object:
-        """Segment ``image`` as the plugin's parameters say, up to masks on the CPU."""
+        """Segment an image with some of the plugin's parameters, up to masks on the CPU."""
 
     def forget_answers(self, image: np.ndarray) -> None:
-        """Forget what the network answered about ``image``, but not its embedding."""
+        """Clear the cached answers about an image, but keep its embedding."""
 
 
 class EngineUser:
-    """The engine used as the plugin uses it, where there is no Ikomia."""
+    """Uses the engine as the plugin does, without Ikomia."""
 
     def __init__(self, model: Model) -> None:
         self._predictor = Predictor(model)
 
     def segment(self, image: np.ndarray, **parameters: Any) -> list[np.ndarray]:
-        """Masks, or for a text a label map, of the image's size."""
+        """Return masks at the size of the image; for a text, one label map."""
         settings = Settings().updated({name: str(value) for name, value in parameters.items()})
-        prompt = settings.prompt()
-        assert prompt is not None
-        segments = self._predictor.segment(
-            self._predictor.encode_image(image),
-            prompt,
-            confidence_threshold=settings.confidence_threshold,
-            iou_threshold=settings.iou_threshold,
-            multimask=settings.multimask_output,
-        )
-        if isinstance(prompt, ConceptPrompt):
+        chosen = settings.prompt()
+        assert chosen is not None
+        segments = self._predictor.predict(image, chosen.prompt, settings.options)
+        if isinstance(chosen.prompt, ConceptPrompt):
             return [label_map(segments, image.shape[1], image.shape[0])]
         return list(masks_of(segments))
 
     def forget_answers(self, image: np.ndarray) -> None:
-        """Forget what the network answered about ``image``, but not its embedding."""
-        self._predictor.encode_image(image).answers.clear()
+        """Clear the cached answers about an image, but keep its embedding."""
+        self._predictor.encode_image(image).detections.clear()
 
 
 class Setup:
-    """What the rows are measured on.
+    """What all measurements use.
 
     Attributes:
-        checkpoint: the file of weights.
-        full_size: whether it has SAM 3's own sizes, the only ones that the package can build.
-        device, precision, precision_name: where and in what the plugin runs.
-        repeat: of how many runs the median counts.
+        checkpoint: path of the weights.
+        full_size: whether the network has SAM 3's own sizes, the only ones that the package can build.
+        device: where both sides run.
+        precision: dtype in which the plugin runs.
+        precision_name: its name.
+        repeat: repetitions of slow measurements, for the median.
+        instances: number of instances where many are measured.
         predictor: the engine.
-        user: who asks for masks.
+        user: the plugin in a workflow; on a GPU, the engine.
         image: (1200, 1800, 3) uint8, a drawn scene.
     """
 
-    def __init__(self, checkpoint: Path, full_size: bool, device: torch.device, repeat: int) -> None:
+    def __init__(self, checkpoint: Path, full_size: bool, device: torch.device, repeat: int, instances: int) -> None:
         self.checkpoint = checkpoint
         self.full_size = full_size
         self.device = device
         self.repeat = repeat
+        self.instances = instances
         model = load_model(checkpoint, device)
         self.precision = model.precision
         self.precision_name = str(model.precision).removeprefix("torch.")
         self.predictor = Predictor(model)
         self.image = draw_scene(np.random.default_rng(0), WIDTH, HEIGHT).image
-        # on a CPU both sides use the same network, which has its weights in the same memory
+        # on the CPU both sides use the same network, so that its weights are in memory once
         self._direct_network = model.network if device.type == "cpu" else package_network(checkpoint, device)
         self.user: User = EngineUser(model) if device.type == "cuda" else self._plugin()
 
     def direct(self, image: np.ndarray, precision: torch.dtype | None = None) -> DirectUse:
-        """The package's own ``set_image``, by default in the plugin's precision."""
+        """Encode an image with the package's ``set_image``, by default in the plugin's precision."""
         return DirectUse(self._direct_network, precision or self.precision, image, self.device)
 
     def unseen_images(self) -> Iterator[np.ndarray]:
-        """Images that no one has seen before."""
+        """Yield images that are not in any cache."""
         return (np.roll(self.image, shift, axis=1) for shift in itertools.count(1))
 
     def _plugin(self) -> User:
         from testbed.plugin import Plugin
 
-        logging.getLogger("ikomia").setLevel(logging.WARNING)  # else it tells of every run
+        logging.getLogger("ikomia").setLevel(logging.WARNING)  # Ikomia logs every run
         return Plugin(model_weight_file=self.checkpoint, cuda=False)

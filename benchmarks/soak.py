@@ -1,10 +1,10 @@
-"""Segment many pictures by random prompts, good and bad ones, in a process of its own, and watch what grows.
+"""Segment many images with random prompts, valid and invalid, and check that nothing grows.
 
-    python -m benchmarks.soak                          # 2,000 runs on a small network of random weights
-    python -m benchmarks.soak --runs 500 --json        # what the benchmark reads
+    python -m benchmarks.soak                          # 2,000 runs on a small network with random weights
+    python -m benchmarks.soak --runs 500 --json        # for the benchmark
 
-Exits with 1 if memory grows by more than 20 MB after the warm-up, open files or threads become more, or runs slower.
-A process that has held more before would have memory to spare, in which a leak hides.
+Exits with 1 if memory grows by more than 20 MB after the warm-up, if there are more open files or threads, or if runs
+become slower. Run it in a separate process: one that used more memory before could hide a leak in what it freed.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ import numpy as np
 import psutil
 
 from benchmarks.timing import resident_memory
+from sam3_engine.random_weights import SMALL, write_random_checkpoint
 from testbed.plugin import Plugin
-from testbed.random_weights import SMALL, write_random_checkpoint
 
-_SIDES = (100, 800)  # of the pictures
+_SIDES = (100, 800)  # of the images
 _BOXES = [[5, 5, 50, 50], [8, 8, 60, 60], [3, 3, 40, 40]]
 _GOOD: list[dict[str, Any]] = [
     {"input_text": "shoe"},
@@ -51,13 +51,14 @@ _MOST_GROWTH, _MOST_SLOWDOWN = 20e6, 1.5
 
 @dataclass(frozen=True)
 class Soaked:
-    """What was watched, after each run.
+    """The state of the process after each run.
 
     Attributes:
-        memory: bytes of the process that are in memory.
-        files, threads: open ones of the process.
-        seconds: that the run took.
-        refused: runs that ended in the plugin's own error, as they should.
+        memory: resident memory in bytes.
+        files: number of open files.
+        threads: number of threads.
+        seconds: duration of the run.
+        refused: how many runs ended in the plugin's error, as they should.
     """
 
     memory: list[int]
@@ -68,27 +69,27 @@ class Soaked:
 
     @property
     def growth(self) -> float:
-        """Bytes of memory that the last tenth of the runs has more than the second tenth, by the median."""
+        """Growth of memory in bytes: median of the last tenth of the runs minus median of the second tenth."""
         tenth = max(1, len(self.memory) // 10)
         return statistics.median(self.memory[-tenth:]) - statistics.median(self.memory[tenth : 2 * tenth])
 
     @property
     def slowdown(self) -> float:
-        """How many times as long as the second tenth of the runs the last tenth takes, by the median."""
+        """Median duration of the last tenth of the runs, relative to the second tenth."""
         tenth = max(1, len(self.seconds) // 10)
         return statistics.median(self.seconds[-tenth:]) / statistics.median(self.seconds[tenth : 2 * tenth])
 
     def faults(self) -> list[str]:
-        """What grew, in words."""
+        """Describe what grew."""
         tenth = max(1, len(self.memory) // 10)
         faults = []
         if self.growth > _MOST_GROWTH:
             faults.append(f"memory grew by {self.growth / 1e6:.0f} MB")
         for name, counts in (("open files", self.files), ("threads", self.threads)):
             if max(counts[-tenth:]) > max(counts[tenth : 2 * tenth]):
-                faults.append(f"{name} became more: {max(counts[tenth : 2 * tenth])}, then {max(counts[-tenth:])}")
+                faults.append(f"{name} increased from {max(counts[tenth : 2 * tenth])} to {max(counts[-tenth:])}")
         if self.slowdown > _MOST_SLOWDOWN:
-            faults.append(f"runs became {self.slowdown:.1f} times as slow")
+            faults.append(f"runs take {self.slowdown:.1f} times as long")
         return faults
 
     def __str__(self) -> str:
@@ -104,16 +105,16 @@ class Soaked:
                 f"{start + 1:>6}-{min(start + tenth, len(self.memory)):<6}  {megabytes:>6.0f}  "
                 f"{max(self.files[part]):>5}  {max(self.threads[part]):>7}  {milliseconds:>8.0f}"
             )
-        return "\n".join([*rows, f"{self.refused} of them were refused, as they should be."])
+        return "\n".join([*rows, f"{self.refused} runs had an invalid prompt and were rejected, as they should be."])
 
 
 def soak(checkpoint: Path, runs: int, seed: int = 0) -> Soaked:
-    """Run the plugin in one Ikomia workflow.
+    """Run the plugin many times in one Ikomia workflow.
 
     Args:
-        checkpoint: of a small network.
-        runs: how many.
-        seed: of the pictures and prompts.
+        checkpoint: path of a small network.
+        runs: number of runs.
+        seed: of the images and prompts.
     """
     plugin, random = Plugin(model_weight_file=checkpoint, cuda=False), np.random.default_rng(seed)
     process = psutil.Process()
@@ -125,7 +126,7 @@ def soak(checkpoint: Path, runs: int, seed: int = 0) -> Soaked:
         prompts = _BAD if bad else _GOOD
         prompt = prompts[random.integers(len(prompts))]
         if prompt.get("input_text") == "shoe":
-            prompt = {"input_text": f"shoe {run}"}  # a new one each time
+            prompt = {"input_text": f"shoe {run}"}  # not in the cache
         start = time.perf_counter()
         try:
             plugin.segment(image, **prompt)
@@ -142,10 +143,10 @@ def soak(checkpoint: Path, runs: int, seed: int = 0) -> Soaked:
 
 
 def main() -> None:
-    """Soak as the command line says."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=2000)
-    parser.add_argument("--json", action="store_true", help="print what was watched as JSON, and judge nothing")
+    parser.add_argument("--json", action="store_true", help="print the measurements as JSON, without a verdict")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "small_random.pt"

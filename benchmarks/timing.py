@@ -1,4 +1,4 @@
-"""How the benchmark measures: seconds in turn, seconds of parts, memory, a process of its own."""
+"""Measure times and memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 
 
 def seconds_of(call: Callable[[], object]) -> float:
-    """How long a call takes, whatever it has started on a GPU included."""
+    """Return how long a call takes, including its work on a GPU."""
     start = time.perf_counter()
     call()
     if torch.cuda.is_available():
@@ -26,7 +26,7 @@ def seconds_of(call: Callable[[], object]) -> float:
 
 
 def in_turn(repeat: int, **calls: Callable[[], object]) -> dict[str, float]:
-    """The median seconds of each call; they take turns, so that what slows the machine for a while slows them all."""
+    """Return the median seconds of each call; calls alternate, so that a slow phase of the machine affects them all."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeat):
         for name, call in calls.items():
@@ -36,7 +36,7 @@ def in_turn(repeat: int, **calls: Callable[[], object]) -> dict[str, float]:
 
 @contextlib.contextmanager
 def watching(places: Mapping[str, tuple[object, str]]) -> Iterator[dict[str, float]]:
-    """Meanwhile, how many seconds are spent in each of ``places``: an owner and the name of its function."""
+    """Measure how many seconds are spent in functions, given by name as pairs of an owner and an attribute."""
     seconds = dict.fromkeys(places, 0.0)
     with contextlib.ExitStack() as patches:
         for name, (owner, function) in places.items():
@@ -56,19 +56,19 @@ def _timed(function: Callable[..., object], seconds: dict[str, float], name: str
 
 
 def last_line_of(module: str, *arguments: object) -> str:
-    """What a module prints last when it is run in a process of its own."""
+    """Run a module in a separate process and return the last line that it prints."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
 
 
 def resident_memory() -> int:
-    """Bytes of this process that are in memory."""
+    """Return the resident memory of this process, in bytes."""
     return int(psutil.Process().memory_info().rss)
 
 
 def peak_memory() -> int:
-    """The most bytes that this process has had in memory since it began."""
-    status = Path("/proc/self/status")  # resource.getrusage() would reckon in the process that started this one
+    """Return the peak resident memory of this process, in bytes."""
+    status = Path("/proc/self/status")  # resource.getrusage() would include the process that started this one
     if status.exists():
         (kilobytes,) = re.findall(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE)
         return int(kilobytes) * 1024

@@ -151,7 +151,7 @@ def _read(file: str) -> np.ndarray:
     try:
         return pictures.read(Path(os.path.expanduser(file)))
     except FileNotFoundError as error:
-        raise SystemExit(f"image = {quote(file)}: no such file; expected a picture.") from error
+        raise SystemExit(f"image = {quote(file)}: there is no such file; expected a picture.") from error
     except (OSError, PIL.Image.DecompressionBombError) as error:
         raise SystemExit(f"image = {quote(file)}: {error}; expected a picture.") from error
 

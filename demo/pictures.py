@@ -87,7 +87,7 @@ def scaled_to_fit(picture: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def distance_to_edge(mask: np.ndarray) -> np.ndarray:
-    """Return (H, W) float32 the distance of each pixel of a mask (H, W) bool to the nearest pixel outside, in pixels."""
+    """Return how far each pixel of a mask (H, W) bool is from the nearest pixel outside, (H, W) float32 in pixels."""
     return cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
 
 

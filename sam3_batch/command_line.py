@@ -64,18 +64,18 @@ def _parse_arguments() -> argparse.Namespace:
         "--gpus_per_worker",
         type=float,
         metavar="N",
-        help="default: 1 if Ray has GPUs, else 0; 0.5 puts two workers on one GPU",
+        help="GPUs per worker; 0.5 puts two workers on one GPU (default: 1 if Ray has GPUs, else 0)",
     )
     parser.add_argument(
         "--cpus_per_worker",
         type=float,
         metavar="N",
-        help="default: 1; on one machine without GPUs, its cores divided among the workers",
+        help="CPUs per worker (default: 1; on one machine without GPUs, its cores divided among the workers)",
     )
     parser.add_argument(
-        "--label_maps", action="store_true", help="write a label map of each image as PNG: k for the k-th instance"
+        "--label_maps", action="store_true", help="write a PNG label map per image, value k for the k-th instance"
     )
-    parser.add_argument("--overlays", action="store_true", help="write a PNG of each image with its instances tinted")
+    parser.add_argument("--overlays", action="store_true", help="write a PNG per image with its instances tinted")
     return parser.parse_args()
 
 

@@ -1,6 +1,6 @@
 """The Parquet dataset in an output folder: which images it holds, and how rows are added.
 
-The files of the dataset are in the sub-folder ``instances``. ``run.json`` beside it holds the parameters of the run.
+The files of the dataset are in the subfolder ``instances``. ``run.json`` next to it contains the parameters of the run.
 """
 
 from __future__ import annotations

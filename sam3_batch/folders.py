@@ -49,11 +49,11 @@ class Folder:
         return Folder, (self.uri,)
 
     def __truediv__(self, name: str) -> Folder:
-        """Return a sub-folder."""
+        """Return a subfolder."""
         return Folder(f"{self.uri.rstrip('/')}/{name}")
 
     def files(self) -> list[str]:
-        """Return the paths of all files in the folder and its sub-folders, relative to the folder and sorted.
+        """Return the paths of all files in the folder and its subfolders, relative to the folder and sorted.
 
         Raises:
             OSError: the folder does not exist or cannot be read.

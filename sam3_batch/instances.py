@@ -1,4 +1,4 @@
-"""Segmented instances without torch: packed masks, and what is made from them."""
+"""Segmented instances without torch: packed masks, and their conversion to COCO, label maps and overlays."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def paint_label_map(instances: Sequence[PackedInstance], height: int, width: int
 
 
 def paint_overlay(instances: Sequence[PackedInstance], image: np.ndarray) -> np.ndarray:
-    """Tint each instance in its own colour.
+    """Tint each instance in its own color.
 
     Args:
         instances: all of the same image.
@@ -110,7 +110,7 @@ def paint_overlay(instances: Sequence[PackedInstance], image: np.ndarray) -> np.
     """
     overlay = image.copy()
     for index, instance in enumerate(instances):
-        hue = (0.55 + 0.618034 * index) % 1  # steps of the golden angle keep neighbours distinct
+        hue = (0.55 + 0.618034 * index) % 1  # steps of the golden angle keep neighbors distinct
         colour = 255 * np.array(colorsys.hsv_to_rgb(hue, 0.9, 1.0))
         window, mask = overlay[instance.window], instance.mask_in_box()
         window[mask] = np.rint(0.45 * window[mask] + 0.55 * colour).astype(np.uint8)

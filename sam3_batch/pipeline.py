@@ -81,7 +81,7 @@ def segment_folder(
     """Segment the images of a folder that have no row in the dataset yet. Call :func:`start_ray` first.
 
     Args:
-        source: folder of the images, sub-folders included.
+        source: folder of the images, including its subfolders.
         output: folder of the dataset, and of ``label_maps`` and ``overlays`` if requested.
         settings: the plugin's parameters, with a prompt. ``cuda`` follows from ``gpus_per_worker``.
         workers: smallest and largest number of workers.

@@ -18,7 +18,7 @@ class Progress:
 
     Attributes:
         images: images that got a row.
-        failures: those of them whose row holds an error.
+        failures: images whose row contains an error.
         instances: instances found.
         remaining: images that have no row yet.
     """

@@ -50,7 +50,7 @@ def _decode_image(path: str, source: Folder) -> dict[str, Any]:
         with PIL.Image.open(io.BytesIO(source.read(path))) as image:
             rgb = as_rgb8(pixels_of(PIL.ImageOps.exif_transpose(image)))
     except PIL.UnidentifiedImageError:
-        return {"path": path, "error": "not an image in a known format, or a truncated one"}
+        return {"path": path, "error": "unknown image format, or truncated file"}
     except Exception as error:  # decoders and file systems raise exceptions of any kind
         return {"path": path, "error": _one_line(error)}
     return {"path": path, "width": rgb.shape[1], "height": rgb.shape[0], "pixels": rgb.tobytes()}
@@ -60,11 +60,11 @@ def choose_prompt(settings: Settings) -> ChosenPrompt:
     """Return the prompt that the parameters describe.
 
     Raises:
-        ValueError: they describe none, or one that cannot be used.
+        ValueError: they describe no prompt, or one that cannot be used.
     """
     prompt = settings.prompt()
     if prompt is None:
-        raise ValueError("nothing to segment: give --input_text, --input_box or --input_point")
+        raise ValueError("nothing to segment: set --input_text, --input_box or --input_point")
     return prompt
 
 
@@ -87,10 +87,10 @@ class Segmenter:
 
         Args:
             settings: the plugin's parameters, with a prompt.
-            keep_pixels: whether to pass on the column ``pixels``.
+            keep_pixels: whether to keep the column ``pixels`` in the result.
 
         Raises:
-            ValueError, WeightsError, CheckpointError: the weights cannot be found or are not usable.
+            ValueError, WeightsError, CheckpointError: the weights cannot be found or used.
         """
         self._predictor = settings.open_predictor(_WEIGHTS_FOLDER)
         self._settings = settings
@@ -134,13 +134,13 @@ class Segmenter:
             instances = _pack(self.predict(_as_image(pixels, row)))
         except CheckpointError:
             raise
-        except Exception as error:  # such as a prompt outside this image, or too little memory for it
+        except Exception as error:  # such as a prompt outside this image, or not enough memory
             return {**row, "error": _one_line(error)}
         return {**row, "seconds": time.perf_counter() - start, "instances": instances}
 
 
 def _pack(segments: Sequence[Segment]) -> list[dict[str, Any]]:
-    from sam3_engine.masks import bounding_box, masks_of
+    from sam3_engine.segments import bounding_box, masks_of
 
     return [
         vars(PackedInstance.pack(segment.label, segment.score, bounding_box(mask), mask))
@@ -184,11 +184,11 @@ def encode_rows(segmented: pa.Table, output: Folder, *, label_maps: bool, overla
 
 
 def _as_image(pixels: pa.LargeBinaryScalar, row: Mapping[str, Any]) -> np.ndarray:
-    """Return pixels as an image (H, W, 3) uint8 RGB, without a copy."""
+    """View pixels as an image (H, W, 3) uint8 RGB, without copying them."""
     return np.frombuffer(pixels.as_buffer(), np.uint8).reshape(row["height"], row["width"], 3)
 
 
 def _one_line(error: BaseException) -> str:
-    """Return the message of an error on one line, with the name of its class unless it is written for users."""
+    """Return an error's message on one line, after the name of its class unless the message is written for users."""
     text = " ".join(str(error).split())
     return text if isinstance(error, ImageError) else f"{type(error).__name__}: {text}"

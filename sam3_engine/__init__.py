@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .embedding import ImageEmbedding
     from .errors import CheckpointError, DeviceMemoryError, ImageError, PromptError, WeightFileError, WeightsError
-    from .masks import label_map, masks_of
     from .options import Options
     from .predictor import Predictor, open_predictor
     from .prompts import ConceptPrompt, GeometricPrompt
-    from .segments import Segment
+    from .segments import Segment, label_map, masks_of
 
 __version__ = "1.0.0"
 
@@ -37,8 +36,8 @@ _MODULES = {
     "Segment": "segments",
     "WeightFileError": "errors",
     "WeightsError": "errors",
-    "label_map": "masks",
-    "masks_of": "masks",
+    "label_map": "segments",
+    "masks_of": "segments",
     "open_predictor": "predictor",
 }
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-# larger sizes cannot be those of a SAM 3 network, and building one might take all memory
+# no SAM 3 network is larger than this, and building one might take all memory
 _LARGEST_SIZES = {
     "resolution": 4096,
     "vit_pretrain_resolution": 4096,
@@ -95,7 +95,7 @@ class Architecture:
             else:
                 valid = type(value) is int and 0 < value <= _LARGEST_SIZES.get(name, 2**14)
             if not valid:
-                raise ValueError(f"{name} = {value!r} is not a possible size of a SAM 3 network")
+                raise ValueError(f"{name} = {value!r} is not a valid size for a SAM 3 network")
         for whole, part in _MULTIPLES.items():
             if getattr(self, whole) % getattr(self, part):
                 raise ValueError(f"{whole} {getattr(self, whole)} is not a multiple of {part} {getattr(self, part)}")
@@ -106,17 +106,17 @@ class Architecture:
         return self.resolution // self.patch_size
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the sizes as plain values, to save beside a checkpoint's tensors."""
+        """Return the sizes as plain values, to save with a checkpoint's tensors."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, sizes: Mapping[str, Any]) -> Architecture:
-        """Make an architecture from what :meth:`to_dict` returns.
+        """Create an architecture from the result of :meth:`to_dict`.
 
         Raises:
             ValueError: a size is missing, unknown or impossible.
         """
         if not isinstance(sizes, Mapping) or set(sizes) != {field.name for field in fields(cls)}:
-            raise ValueError("it does not hold the sizes that this version expects")
+            raise ValueError("it does not contain the sizes that this version expects")
         values: dict[str, Any] = {name: tuple(size) if isinstance(size, list) else size for name, size in sizes.items()}
         return cls(**values)

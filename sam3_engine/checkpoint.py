@@ -30,17 +30,17 @@ def read_checkpoint(path: Path) -> tuple[Architecture, Mapping[str, Any]]:
         The sizes of the network, SAM 3's own if the file does not say; the tensors by name.
 
     Raises:
-        CheckpointError: the file cannot be read, is damaged, or does not hold named tensors.
+        CheckpointError: the file cannot be read, is damaged, or does not contain named tensors.
     """
     _check_archive(path)
     try:
         with ignore_warnings(), torch.inference_mode(False):
             contents = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # a damaged file can end in any of them
+    except Exception as error:  # a damaged file can raise any of them
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(path, f"it is damaged or holds more than tensors ({reason})") from error
+        raise CheckpointError(path, f"it is damaged or contains more than tensors ({reason})") from error
     if not isinstance(contents, Mapping):
-        raise CheckpointError(path, f"it holds a {type(contents).__name__}, not named tensors")
+        raise CheckpointError(path, f"it contains a {type(contents).__name__}, not named tensors")
     tensors = contents.get("model", contents)
     if not isinstance(tensors, Mapping):
         raise CheckpointError(path, f"its entry 'model' is a {type(tensors).__name__}, not named tensors")
@@ -66,7 +66,7 @@ def fit_tensors(
         CheckpointError: a tensor is missing or unexpected, or does not fit.
     """
     if any(str(name).startswith("tracker.model.interactive_") for name in tensors):
-        raise CheckpointError(path, "this is a SAM 3.1 'multiplex' checkpoint, which is another network")
+        raise CheckpointError(path, "this is a SAM 3.1 'multiplex' checkpoint, which has a different network")
 
     renamed = {}
     for name, tensor in tensors.items():
@@ -85,10 +85,10 @@ def fit_tensors(
 
 
 def checkpoint_contents(network: Sam3Image, architecture: Architecture) -> dict[str, Any]:
-    """Return what ``torch.save`` has to write so that :func:`~.model.load_model` can load ``network`` again.
+    """Return what to pass to ``torch.save`` so that :func:`~.model.load_model` can load ``network`` again.
 
     Returns:
-        The tensors under Meta's names (``model``), and the architecture beside them.
+        The tensors under Meta's names (``model``), and the ``architecture``.
     """
     tensors = {}
     for name, tensor in network.state_dict().items():
@@ -125,7 +125,7 @@ def _fit_tensor(path: Path, name: str, tensor: Any, wanted: torch.Tensor) -> tor
     if not isinstance(tensor, torch.Tensor):
         raise CheckpointError(path, f"'{name}' is a {type(tensor).__name__}, not a tensor")
     if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta:
-        raise CheckpointError(path, f"'{name}' is sparse, nested or without data")
+        raise CheckpointError(path, f"'{name}' is sparse, is nested or has no data")
     if tensor.shape != wanted.shape:
         raise CheckpointError(path, f"'{name}' has shape {tuple(tensor.shape)}, expected {tuple(wanted.shape)}")
     # reading a complex table as real numbers would drop half of its content without an error

@@ -24,13 +24,13 @@ _BOXES_PER_PASS = 16  # bounds the memory of the mask decoder
 
 
 class ClickHead:
-    """SAM 3's interactive head, which answers points and boxes, on a network of some input size.
+    """SAM 3's interactive head, which answers points and boxes, at one input size.
 
     Call its methods inside :meth:`~.model.Model.infer`.
 
     Args:
-        model: names the checkpoint in errors.
-        network: of ``model``, at the input size of the embeddings.
+        model: the model; errors name its checkpoint.
+        network: the network of ``model`` at the input size of the embeddings.
     """
 
     def __init__(self, model: Model, network: Sam3Image) -> None:
@@ -41,10 +41,10 @@ class ClickHead:
     def segment(self, embedding: ImageEmbedding, fitted: FittedPrompt, options: Options) -> list[Segment]:
         """Return the objects of a :class:`~.prompts.GeometricPrompt` in the order of its boxes.
 
-        With ``options.multimask`` each has three candidates, by descending score.
+        With ``options.multimask``, each has three candidates, by descending score.
 
         Raises:
-            CheckpointError: the network answers NaN.
+            CheckpointError: the network returns NaN.
         """
         prompt = fitted.prompt
         assert isinstance(prompt, GeometricPrompt)
@@ -63,9 +63,9 @@ class ClickHead:
     ) -> Iterator[Segment]:
         mask_logits, scores = self._predict(embedding, boxes, points, multimask)
         if np.isnan(mask_logits).any() or np.isnan(scores).any():
-            raise CheckpointError(self._model.checkpoint, "the network answers NaN: its weights are damaged")
+            raise CheckpointError(self._model.checkpoint, "the network returns NaN: its weights are damaged")
         objects = max(1, len(boxes))
-        # back to the model's device: the logits are smaller than the masks that are made from them there
+        # back to the model's device, where the masks are computed: logits are smaller than masks
         logits = torch.from_numpy(mask_logits).to(self._model.device)
         logits = logits.reshape(objects, -1, self._mask_side, self._mask_side)
         for object_logits, object_scores in zip(logits, scores.reshape(objects, -1), strict=True):
@@ -76,7 +76,7 @@ class ClickHead:
     def _predict(
         self, embedding: ImageEmbedding, boxes: Sequence[Box], points: Mapping[str, Any], multimask: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        # if the masks are as large as their logits, the package only fills holes
+        # ask for masks at the logits' own size: then the package only fills holes and does not resize
         state = {
             "original_height": self._mask_side,
             "original_width": self._mask_side,

@@ -1,4 +1,4 @@
-"""The contexts in which code of the sam3 package runs: importing it, building a network, inference."""
+"""Contexts for running code of the sam3 package: importing it, building a network, inference."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def importing_sam3() -> Iterator[None]:
         preserve_float32_precision(),
         preserve_environment("TOKENIZERS_PARALLELISM", "TORCHINDUCTOR_CACHE_DIR"),
         preserve_log_handlers(),
-        preserve_random_state(),  # some versions of rich, a dependency of huggingface_hub, draw from it
+        preserve_random_state(),  # some versions of rich, a dependency of huggingface_hub, use it
         ignore_warnings(),
     ):
         yield
@@ -40,11 +40,11 @@ def building_network(device: torch.device, *, without_weights: bool, draws: bool
     """Instantiate the package's classes on ``device``, preserving random states and autocast.
 
     Args:
-        device: for buffers and precomputed tables, whatever device the package names.
+        device: device of buffers and precomputed tables, whichever device the package names.
         without_weights: put large parameters on the meta device, where they take no memory and no time, until a
             checkpoint is assigned to them.
-        draws: whether random numbers are drawn; by default if there are weights to initialize. Other threads that draw
-            meanwhile get the same numbers again.
+        draws: whether random numbers are drawn; by default, if there are weights to initialize. The random state is
+            restored afterwards, so other threads that draw in the meantime get the same numbers again.
     """
     import torch
 
@@ -55,7 +55,7 @@ def building_network(device: torch.device, *, without_weights: bool, draws: bool
         ignore_warnings(),
         torch.random.fork_rng(devices=[], enabled=not without_weights if draws is None else draws),
         torch.autocast(device.type, enabled=False),
-        torch.inference_mode(False),  # whatever the host is in: the tensors outlive this
+        torch.inference_mode(False),  # even if the host is in it: the tensors outlive this
         cpu_by_default(),
         CudaRedirection(device, without_weights=without_weights),
     ):

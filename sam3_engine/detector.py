@@ -29,14 +29,14 @@ _Example = tuple[Box, int]  # in fractions of the image's width and height; its 
 
 
 class Detector:
-    """SAM 3's detector on a network of some input size.
+    """SAM 3's detector at one input size.
 
     Call its methods inside :meth:`~.model.Model.infer`.
 
     Args:
-        model: holds the text encoder's cache.
-        network: of ``model``, at the input size of the embeddings.
-        processor: of the sam3 package, for ``network``.
+        model: the model; its text encoder's outputs are cached.
+        network: the network of ``model`` at the input size of the embeddings.
+        processor: the processor of the sam3 package for ``network``.
     """
 
     def __init__(self, model: Model, network: Sam3Image, processor: Sam3Processor) -> None:
@@ -48,7 +48,7 @@ class Detector:
         """Return the instances of a :class:`~.prompts.ConceptPrompt`, phrase by phrase, each by descending score.
 
         Raises:
-            CheckpointError: the network answers NaN.
+            CheckpointError: the network returns NaN.
         """
         prompt = fitted.prompt
         assert isinstance(prompt, ConceptPrompt)
@@ -78,7 +78,7 @@ class Detector:
         """Run the detector, and the text encoder unless the phrase is cached.
 
         Raises:
-            CheckpointError: the network answers NaN.
+            CheckpointError: the network returns NaN.
         """
         network, device = self._network, self._model.device
         geometric_prompt = empty_geometric_prompt(network)
@@ -98,7 +98,7 @@ class Detector:
         presence = outputs["presence_logit_dec"].sigmoid().unsqueeze(1)
         scores = (outputs["pred_logits"].sigmoid() * presence)[0, :, 0].float()
         if scores.isnan().any() or outputs["pred_masks"].isnan().any():
-            raise CheckpointError(self._model.checkpoint, "the network answers NaN: its weights are damaged")
+            raise CheckpointError(self._model.checkpoint, "the network returns NaN: its weights are damaged")
         order = scores.argsort(descending=True, stable=True)
         size = torch.tensor([embedding.width, embedding.height] * 2, device=device)
         boxes = outputs["pred_boxes_xyxy"][0, order].float().clamp(0, 1) * size

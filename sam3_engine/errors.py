@@ -18,7 +18,7 @@ class ArgumentError(ValueError):
 
     Attributes:
         argument: name of the argument or parameter at fault.
-        value: what it holds; the message shortens a long value.
+        value: its value; the message shortens a long one.
         reason: what is wrong, and what is expected.
     """
 
@@ -46,7 +46,7 @@ class WeightsError(RuntimeError):
 
     Attributes:
         reason: what went wrong, and what to do about it.
-        place: where a downloaded file would be found, or None.
+        place: path where a file that you download would be found, or None.
     """
 
     def __init__(self, reason: str, place: Path | None = None, argument: str = "weights") -> None:
@@ -69,7 +69,7 @@ class CheckpointError(ValueError):
 
 
 class DeviceMemoryError(RuntimeError):
-    """The device ran out of memory; the message says what needs less."""
+    """The device ran out of memory; the message says how to use less."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(

@@ -38,12 +38,12 @@ def fit_prompt(prompt: Prompt | FittedPrompt, width: int, height: int) -> Fitted
     """Clip a prompt's boxes to an image and check that its points are inside.
 
     Args:
-        prompt: in source pixels; one that is already fitted to the image is returned as it is.
+        prompt: in source pixels; a prompt that is already fitted to the image is returned unchanged.
         width: of the image, in pixels.
         height: of the image, in pixels.
 
     Raises:
-        PromptError: a box has no overlap with the image, or a point is outside it.
+        PromptError: a box does not overlap the image, or a point is outside it.
         ValueError: the prompt was fitted to an image of another size.
     """
     if isinstance(prompt, FittedPrompt):
@@ -64,6 +64,6 @@ def _clip_box(box: Box, width: int, height: int) -> Box:
     x1, y1, x2, y2 = box
     left, top, right, bottom = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
     if not (left < right and top < bottom):
-        reason = f"the box is outside the image; expected an overlap with [0, 0, {width}, {height}]"
+        reason = f"the box is outside the image; expected a box that overlaps [0, 0, {width}, {height}]"
         raise PromptError("boxes", in_brackets(box), reason)
     return left, top, right, bottom

@@ -46,9 +46,11 @@ def as_rgb8(image: np.ndarray) -> np.ndarray:
     if image.ndim == 2:
         image = image[:, :, np.newaxis]
     if image.ndim != 3 or image.shape[2] not in (1, 2, 3, 4):
-        raise ImageError(f"image of shape {shape}: expected height x width, with 1 to 4 channels.")
+        raise ImageError(
+            f"The image has shape {shape}: expected (height, width), or (height, width, channels) with 1 to 4 channels."
+        )
     if 0 in shape:
-        raise ImageError(f"image of shape {shape}: it has no pixels; expected at least one.")
+        raise ImageError(f"The image has shape {shape}: it has no pixels; expected at least one.")
 
     has_alpha = image.shape[2] in (2, 4)
     colours = _as_uint8(image[:, :, :-1] if has_alpha else image)
@@ -70,9 +72,9 @@ def _as_uint8(image: np.ndarray) -> np.ndarray:
     if image.dtype == np.bool_:
         return image.astype(np.uint8) * np.uint8(255)
     if image.dtype.kind not in "uif":
-        raise ImageError(f"image of dtype {image.dtype}: expected integers, floats or booleans.")
+        raise ImageError(f"The image has dtype {image.dtype}: expected integers, floats or booleans.")
 
-    # min and max propagate NaN and infinity: they speak for every pixel
+    # min and max propagate NaN and infinity, so checking them checks every pixel
     darkest, brightest = image.min().item(), image.max().item()
     if not np.isfinite(darkest) or not np.isfinite(brightest):
         raise ImageError("The image contains NaN or infinity: expected finite values.")

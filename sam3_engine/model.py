@@ -36,16 +36,16 @@ _PROCESS = os.getpid()
 
 
 class Model:
-    """A network on its device, in its precision, with caches of what it was last asked.
+    """A network on its device, in its precision, with caches of its latest results.
 
     Attributes:
-        checkpoint: the file that it was loaded from.
-        network: at the checkpoint's own input size.
-        architecture: of that network.
+        checkpoint: the file that the network was loaded from.
+        network: the network at the checkpoint's own input size.
+        architecture: the sizes of that network.
         device, precision: where and in which dtype it runs.
         embeddings: image embeddings; use it inside :meth:`exclusive_inference`.
         phrases: outputs of the text encoder by phrase; use it inside :meth:`exclusive_inference`.
-        position_tables: of image features, by input size; use it inside :meth:`exclusive_inference`.
+        position_tables: position tables of image features by input size; use it inside :meth:`exclusive_inference`.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Model:
 
     @contextlib.contextmanager
     def exclusive_inference(self) -> Iterator[None]:
-        """Run the network as the only thread, in inference mode and in this model's precision.
+        """Give this thread exclusive use of the network, in inference mode and in this model's precision.
 
         Raises:
             RuntimeError: this process was forked from the one that loaded the model.
@@ -81,7 +81,7 @@ class Model:
     def infer(self, compute: Callable[[], Result], *caches: LRUCache[Any]) -> Result:
         """Return ``compute()``, run in :meth:`exclusive_inference`.
 
-        If memory runs out, clears the caches of this model and tries once more.
+        If memory runs out, clear the caches of this model and try once more.
 
         Args:
             compute: runs the network.
@@ -97,7 +97,7 @@ class Model:
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
-            # outside the except clause: until its end, the error keeps what was being computed
+            # after the except clause: inside it, the error still holds the tensors of the failed computation
             if first_attempt:
                 self._clear_caches(caches)
         raise DeviceMemoryError(self.device)
@@ -110,13 +110,13 @@ class Model:
                 torch.cuda.empty_cache()
 
     def network_at(self, resolution: int) -> Sam3Image:
-        """Return the network for another input size. It shares the weights; only position tables are computed.
+        """Return the network for another input size. It shares the weights; only its position tables are new.
 
         Args:
             resolution: side of the square network input in pixels, a multiple of the architecture's ``patch_size``.
 
         Raises:
-            ValueError: the resolution is not such a multiple.
+            ValueError: the resolution is not a multiple of ``patch_size``.
         """
         if resolution == self.architecture.resolution:
             return self.network
@@ -141,10 +141,10 @@ class Model:
 
 
 def load_model(checkpoint: Path, device: torch.device, precision: torch.dtype | None = None) -> Model:
-    """Load a checkpoint: Meta's ``sam3.pt``, or a file with the same names that carries its own architecture.
+    """Load a checkpoint: Meta's ``sam3.pt``, or a file with the same tensor names that contains its own architecture.
 
-    The file is memory-mapped: you may replace it by another file of the same name while it is in use, but not write to
-    it.
+    The file is memory-mapped: while it is in use, you may replace it with another file of the same name, but not write
+    to it.
 
     Args:
         checkpoint: path of the file.
@@ -157,23 +157,23 @@ def load_model(checkpoint: Path, device: torch.device, precision: torch.dtype | 
     architecture, tensors = read_checkpoint(checkpoint)
     try:
         network = build_network(architecture, device, without_weights=True)
-    # each size is possible, but not all of them together
+    # each size is valid by itself, but their combination may not be
     except (AssertionError, IndexError, RuntimeError, ValueError) as error:
-        raise CheckpointError(checkpoint, f"no network of its architecture can be built ({error})") from error
+        raise CheckpointError(checkpoint, f"a network with its architecture cannot be built ({error})") from error
     precision = precision or choose_precision(device)
-    with torch.inference_mode(False):  # whatever the host is in: the tensors outlive this
+    with torch.inference_mode(False):  # even if the host is in it: the tensors outlive this
         network.load_state_dict(fit_tensors(checkpoint, tensors, network.state_dict()), assign=True)
         network.requires_grad_(False)
-        if device.type == "cuda":  # a CPU casts faster than it reads, and its weights stay in the file until then
+        if device.type == "cuda":  # on a CPU, casting is faster than reading, and weights stay in the file until used
             cast_encoder_weights(network, device, precision)
         return Model(checkpoint, network.to(device), architecture, device, precision)
 
 
 def cast_encoder_weights(network: Sam3Image, device: torch.device, precision: torch.dtype) -> None:
-    """Move the weights of the image and text encoders to ``device`` in ``precision``, half the bytes of float32.
+    """Move the weights of the image and text encoders to ``device`` in ``precision``, half the size of float32.
 
-    Autocast does the same in every call, so answers do not change. The other weights, an eighth of SAM 3's, stay in
-    float32: parts of them run outside autocast.
+    Autocast casts them in every call anyway, so results do not change. The other weights, an eighth of SAM 3's, stay
+    in float32: some of them are used outside autocast.
     """
     for layer in encoder_layers(network):
         if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d | torch.nn.MultiheadAttention):

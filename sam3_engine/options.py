@@ -1,4 +1,4 @@
-"""How a prompt is answered."""
+"""Options for segmenting: thresholds, number of candidates, image size."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Options:
-    """Everything about an answer that is not the prompt.
+    """Everything that affects the segments besides the image and the prompt.
 
     Attributes:
         confidence_threshold: 0..1, concepts only; keep instances that score strictly above it.
-        iou_threshold: 0..1, concepts only; of two instances whose mask IoU exceeds it, keep the better.
+        iou_threshold: 0..1, concepts only; of two instances whose mask IoU exceeds it, keep the one with the
+            higher score.
         multimask: points and boxes only; return three candidates per object instead of one.
         size_percent: 1..100, shrink the image to this size before the image encoder.
 

@@ -44,13 +44,13 @@ def open_predictor(
     weights_folder: Path | None = None,
     replaces: Predictor | None = None,
 ) -> Predictor:
-    """Find the weights and load them, unless somebody in this process holds the same model.
+    """Find the weights and load them, unless this process already has the same model loaded.
 
     Args:
         weights: path of a checkpoint; empty for the published weights, which are downloaded if necessary.
-        cuda: run on CUDA; None if there is a GPU. Without a usable GPU the predictor runs on the CPU, with a warning.
+        cuda: run on CUDA; None: only if there is a GPU. If no GPU is usable, the predictor warns and runs on the CPU.
         input_size: side of the network's square input in pixels, see :class:`Predictor`.
-        weights_folder: a folder that may hold ``sam3.pt``; searched before the Hugging Face cache.
+        weights_folder: a folder that may contain ``sam3.pt``; searched before the Hugging Face cache.
         replaces: a predictor that you no longer need. It is returned if it is what you ask for; otherwise its model is
             released before another is loaded, so that memory never holds both.
 
@@ -82,7 +82,7 @@ class Predictor:
         model: see :func:`~.shared_models.shared_model`.
         input_size: side of the network's square input in pixels, rounded to a multiple of the patch size; 0 for the
             checkpoint's own. A smaller one is faster and sees less detail.
-        wants_cuda: whether CUDA was requested, on whatever device the model is.
+        wants_cuda: whether CUDA was requested, even if the model is on another device.
 
     Attributes:
         model, input_size, wants_cuda: as given.
@@ -126,7 +126,7 @@ class Predictor:
         Args:
             image: (H, W) or (H, W, channels) array as :func:`~.images.as_rgb8` takes it, or a PIL image.
             prompt: in pixels of ``image``.
-            options: thresholds, candidates, size.
+            options: thresholds, number of candidates, image size.
             on_step: called after each of two steps: the image is encoded, the prompt is answered.
 
         Returns:
@@ -135,7 +135,7 @@ class Predictor:
         Raises:
             PromptError: the prompt does not fit the image.
             ImageError: the image cannot be segmented.
-            CheckpointError: the network answers NaN.
+            CheckpointError: the network returns NaN.
             DeviceMemoryError: the device ran out of memory.
         """
         rgb = _as_rgb8(image)
@@ -147,7 +147,7 @@ class Predictor:
         return segments
 
     def encode_image(self, image: np.ndarray | PIL.Image.Image, size_percent: int = 100) -> ImageEmbedding:
-        """Run the image encoder, which takes nearly all the time.
+        """Run the image encoder, which takes most of the time.
 
         The last two embeddings are cached by the content of their images, for everyone who uses the model.
 
@@ -176,7 +176,7 @@ class Predictor:
         Args:
             embedding: of :meth:`encode_image` by the same model at the same input size.
             prompt: in pixels of the source image.
-            options: thresholds and candidates; ``size_percent`` is not used.
+            options: thresholds and number of candidates; ``size_percent`` is ignored.
 
         Returns:
             Concepts: the instances, phrase by phrase, each by descending score. Points and boxes: one segment per
@@ -185,7 +185,7 @@ class Predictor:
         Raises:
             PromptError: the prompt does not fit the image.
             ValueError: the embedding was made at another input size.
-            CheckpointError: the network answers NaN.
+            CheckpointError: the network returns NaN.
             DeviceMemoryError: the device ran out of memory.
         """
         if embedding.resolution != self.resolution:

@@ -1,4 +1,4 @@
-"""Prompts from the parameters that users type, and from what they draw.
+"""Make prompts from the parameters that users type and the graphics that they draw.
 
 The plugin, the batch and the demo share these parameters: ``input_text``, ``input_box``, ``input_box_label``,
 ``input_point`` and ``input_point_label``. Errors name them, quote what was typed and say what is expected.
@@ -62,7 +62,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class ChosenPrompt:
-    """The prompt that counts.
+    """The prompt that takes effect.
 
     Attributes:
         prompt: in source pixels.
@@ -103,13 +103,13 @@ class PromptStrings:
     input_point_label: str = ""
 
     def choose(self, drawing: Drawing | None = None) -> ChosenPrompt | None:
-        """Return the prompt that counts, or None if there is nothing to segment.
+        """Return the prompt that takes effect, or None if there is nothing to segment.
 
-        Phrases and example boxes come before boxes and points of single objects, and typed ones of these before drawn
-        ones. One logged warning names what is not used.
+        Phrases and example boxes take precedence over boxes and points of single objects; of these, typed ones take
+        precedence over drawn ones. One logged warning names what is ignored.
 
         Raises:
-            PromptError: a parameter that counts cannot be used.
+            PromptError: a parameter that takes effect cannot be used.
         """
         drawing = drawing or Drawing()
         concepts = self._concepts(drawing)
@@ -121,7 +121,7 @@ class PromptStrings:
     def errors(self) -> dict[str, str]:
         """Return the error of each parameter that cannot be used, by name, to show while the user types.
 
-        Labels without boxes or points are no error: they may belong to what the user will draw.
+        Labels without boxes or points are not an error: the user may draw the boxes or points later.
         """
         nothing_typed = is_blank(self.input_box) and is_blank(self.input_point)
         errors: dict[str, str] = {}
@@ -155,10 +155,10 @@ class PromptStrings:
         if drawn:
             boxes = drawing.rectangles
         elif drawing:
-            logger.warning("input_box or input_point is set: what is drawn is not used.")
+            logger.warning("input_box or input_point is set, so drawn graphics are ignored.")
         points, labels = self._outline_points(drawing if drawn else None)
         if points and len(boxes) > 1:
-            logger.warning("Points refine a single box: with %d boxes the points are not used.", len(boxes))
+            logger.warning("Points refine a single box: with %d boxes, the points are ignored.", len(boxes))
             points = labels = ()
         prompt = self._geometric_prompt(boxes, points, labels, drawn)
         return ChosenPrompt(prompt, drawn) if prompt else None
@@ -196,14 +196,14 @@ class PromptStrings:
             for name, given in (
                 ("input_box", not has_boxes and not is_blank(self.input_box)),
                 ("input_point", not is_blank(self.input_point)),
-                ("what is drawn", drawing and not concepts.drawn),
-                ("what is drawn beside rectangles", drawing.points and concepts.drawn),
+                ("drawn graphics", drawing and not concepts.drawn),
+                ("drawn points", drawing.points and concepts.drawn),
             )
             if given
         ]
         if unused:
             reason = "input_box_label is set, so boxes are examples" if has_boxes else "input_text is set"
-            logger.warning("%s. Not used: %s.", reason, ", ".join(unused))
+            logger.warning("%s. Ignored: %s.", reason, ", ".join(unused))
 
 
 def parse_phrases(text: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What to segment: immutable prompts, checked when they are made.
+"""What to segment: immutable prompts, checked when they are created.
 
 Coordinates are pixels of the source image, x to the right and y down.
 """
@@ -64,7 +64,7 @@ class ConceptPrompt:
             reason = f"example boxes work with one phrase or none, not with {len(self.phrases)}"
             raise PromptError("phrases", list(self.phrases), reason)
         if self.boxes and not self.phrases and POSITIVE not in self.box_labels:
-            reason = "there is no positive example; expected a label 1, or a phrase that says what to find"
+            reason = "there is no positive example; expected at least one label 1, or a phrase"
             raise PromptError("box_labels", list(self.box_labels), reason)
         if not (self.phrases or self.boxes):
             raise PromptError("phrases", "", "there is nothing to segment; expected a phrase or an example box")

@@ -1,6 +1,6 @@
-"""Checkpoints of seeded random weights: the network is real, its answers mean nothing.
+"""Checkpoints with seeded random weights: the network is real, but its masks are meaningless.
 
-Meta's weights are gated. Use such a checkpoint to test what does not depend on right masks.
+Meta's weights are gated. Use such a checkpoint to test anything that does not depend on correct masks.
 
 Importing this module imports torch and sam3.
 """
@@ -47,12 +47,12 @@ SMALL = Architecture(
 
 
 def write_random_checkpoint(path: Path, architecture: Architecture = SMALL, seed: int = 0) -> None:
-    """Write a checkpoint of random weights, the same for the same seed and sizes.
+    """Write a checkpoint with random weights. The same seed and sizes give the same weights.
 
     Args:
         path: file to write; 4 MB for :data:`SMALL`, 3.45 GB for SAM 3's own sizes.
         architecture: sizes of the network.
-        seed: of the random weights.
+        seed: seed of the random weights.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -62,7 +62,7 @@ def write_random_checkpoint(path: Path, architecture: Architecture = SMALL, seed
 
 
 def initialise_text_encoder(network: Sam3Image, *, position_deviation: float) -> None:
-    """Initialise the parameters that the sam3 package leaves uninitialised (``torch.empty``, NaN at times), in place.
+    """Initialize in place the parameters that the sam3 package leaves uninitialized (``torch.empty``, sometimes NaN).
 
     Args:
         network: as :func:`~.network.build_network` returns it.

@@ -1,17 +1,22 @@
-"""Segments: what the predictor returns."""
+"""Segments, which the predictor returns, and their masks at the source image's size.
+
+Importing this module imports torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
+from .interpolation import masks_at_source_size
 from .prompts import Box
 
-if TYPE_CHECKING:
-    import torch
+MAX_LABELS = 255  # a label map has 8 bits
+
+_MAX_MASK_PIXELS = 2**27  # bounds the memory of several masks
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,17 +41,62 @@ class Segment:
     @property
     def mask(self) -> np.ndarray:
         """The mask (height, width) bool at source size. Computed on each access: many segments take little memory."""
-        from .masks import masks_of
-
         (mask,) = masks_of([self])
         return mask.view(np.bool_)
 
     @property
     def box(self) -> Box:
         """The box (x1, y1, x2, y2) in source pixels: the detected one, or that of the mask; all 0 if that is empty."""
-        from .masks import bounding_box
-
         return self.detected_box or bounding_box(self.mask)
+
+
+def label_map(segments: Sequence[Segment], width: int, height: int) -> np.ndarray:
+    """Paint segments into one map: pixel value k for the k-th segment, 0 for background.
+
+    Painting happens on the device of the mask logits; only the map is copied to the CPU.
+
+    Args:
+        segments: at most :data:`MAX_LABELS`; where they overlap the higher score wins, of equal scores the earlier.
+        width: of the source image, in pixels.
+        height: of the source image, in pixels.
+
+    Returns:
+        (height, width) uint8.
+    """
+    if not segments:
+        return np.zeros((height, width), np.uint8)
+    painted = torch.zeros((height, width), dtype=torch.uint8, device=segments[0].mask_logits.device)
+    order = by_descending_score(segments)[::-1]
+    masks = masks_at_source_size([segments[index].mask_logits for index in order], width, height)
+    for index, (rows, columns, mask) in zip(order, masks, strict=True):
+        painted[rows, columns].masked_fill_(mask, index + 1)
+    return painted.cpu().numpy()
+
+
+def masks_of(segments: Sequence[Segment]) -> Iterator[np.ndarray]:
+    """Yield the mask of each segment of an image, (height, width) uint8 with values 0 and 1.
+
+    As in :func:`label_map`, painting happens on the device of the mask logits; masks are copied several at a time.
+    """
+    if not segments:
+        return
+    width, height = segments[0].width, segments[0].height
+    block_size = max(1, _MAX_MASK_PIXELS // (width * height))
+    for start in range(0, len(segments), block_size):
+        block = segments[start : start + block_size]
+        painted = torch.zeros((len(block), height, width), dtype=torch.uint8, device=block[0].mask_logits.device)
+        masks = masks_at_source_size([segment.mask_logits for segment in block], width, height)
+        for whole, (rows, columns, mask) in zip(painted, masks, strict=True):
+            whole[rows, columns] = mask
+        yield from painted.cpu().numpy()
+
+
+def bounding_box(mask: np.ndarray) -> Box:
+    """Return the box (x1, y1, x2, y2) of the nonzero pixels of a mask (height, width); all 0 if there are none."""
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    if not columns.size:
+        return (0.0, 0.0, 0.0, 0.0)
+    return (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
 
 
 def by_descending_score(segments: Sequence[Segment]) -> list[int]:

@@ -1,4 +1,4 @@
-"""The parameters of the plugin and the batch: typed, checked, and as strings."""
+"""The parameters of the plugin and of sam3_batch, as typed values and as strings."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ class Settings:
         cuda: run on CUDA if it is available.
         input_size_percent: 1..100, shrink the image to this size before inference.
         confidence_threshold: 0..1, text and example boxes only; keep instances that score strictly above it.
-        iou_threshold: 0..1, text and example boxes only; of two instances whose mask IoU exceeds it, keep the better.
+        iou_threshold: 0..1, text and example boxes only; of two instances whose mask IoU exceeds it, keep the
+            one with the higher score.
         input_text, input_box, input_box_label, input_point, input_point_label: the prompt as typed, see
             :class:`~.prompt_strings.PromptStrings`.
-        multimask_output: points and boxes only, three candidate masks per object.
-        instance_output: one more output with every segment as an object: label, score, box and mask.
-        model_input_size: side of the network's square input in pixels, 112..2016; 0 for the checkpoint's own.
+        multimask_output: points and boxes only; return three candidate masks per object.
+        instance_output: add an output with every segment as an object: label, score, box and mask.
+        model_input_size: side of the network's square input in pixels, 112..2016; 0 for the checkpoint's own size.
         model_weight_file: path of a local checkpoint; blank for the published weights.
     """
 
@@ -72,7 +73,7 @@ class Settings:
 
     @property
     def options(self) -> Options:
-        """What the engine needs to know beside the prompt."""
+        """What the engine needs besides the image and the prompt."""
         return Options(self.confidence_threshold, self.iou_threshold, self.multimask_output, self.input_size_percent)
 
     @contextlib.contextmanager
@@ -96,7 +97,7 @@ class Settings:
             raise ValueError(f"model_weight_file = {typed}: {error}") from error
 
     def open_predictor(self, weights_folder: Path, replaces: Predictor | None = None) -> Predictor:
-        """Open the predictor that the parameters ask for, see :func:`~.predictor.open_predictor`."""
+        """Open the predictor that the parameters describe, see :func:`~.predictor.open_predictor`."""
         from .predictor import open_predictor
 
         with self.naming_weights():
@@ -109,7 +110,7 @@ class Settings:
             )
 
     def prompt(self, drawing: Drawing | None = None) -> ChosenPrompt | None:
-        """Return the prompt that counts, see :meth:`~.prompt_strings.PromptStrings.choose`."""
+        """Return the prompt that takes effect, see :meth:`~.prompt_strings.PromptStrings.choose`."""
         return self.prompt_strings.choose(drawing)
 
 
@@ -146,7 +147,7 @@ def _read_number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        return math.nan  # within no range
+        return math.nan  # outside every range
 
 
 def _read_text(name: str, text: str) -> str:

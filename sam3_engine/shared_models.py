@@ -19,9 +19,9 @@ _LOCK = threading.Lock()
 
 
 def shared_model(checkpoint: Path, device: torch.device) -> Model:
-    """Return the model of ``checkpoint``, and load it if nobody in this process holds it.
+    """Return the model of ``checkpoint``; load it unless this process already has it loaded.
 
-    It lives as long as somebody holds it.
+    The model is freed when the last reference to it is gone.
 
     Args:
         checkpoint: an existing file. A file that changed since it was loaded is another model.

@@ -36,7 +36,7 @@ def find_checkpoint(weights: str = "", weights_folder: Path | None = None) -> Pa
 
     Args:
         weights: path of a local checkpoint; blank for the published weights.
-        weights_folder: a folder that may hold ``sam3.pt``.
+        weights_folder: a folder that may contain ``sam3.pt``.
 
     Raises:
         WeightFileError: ``weights`` does not name a file.
@@ -51,7 +51,7 @@ def find_checkpoint(weights: str = "", weights_folder: Path | None = None) -> Pa
         return _cached() or _downloaded(place)
     except WeightsError:
         raise
-    except Exception as error:  # of the network, proxies, the environment, a damaged cache: nearly any of them
+    except Exception as error:  # the network, proxies, the environment or a damaged cache can raise nearly anything
         reason = str(error).rstrip(".")
         raise WeightsError(f"The download of {FILE_NAME} failed: {reason}.", place) from error
 
@@ -95,13 +95,13 @@ def _downloaded(place: Path | None) -> Path:
             raise WeightsError(_refusal(error.__cause__), place) from error
         if isinstance(error.__cause__, FileMetadataError):
             raise WeightsError(
-                f"The answer to the request for {FILE_NAME} is not from the Hugging Face hub. Check the proxy, the "
-                "network's login page if it has one, and HF_ENDPOINT.",
+                f"The response to the request for {FILE_NAME} did not come from the Hugging Face hub. Check the proxy, "
+                "whether the network has a login page, and HF_ENDPOINT.",
                 place,
             ) from error
         raise WeightsError(
             f"The Hugging Face hub cannot be reached, and {FILE_NAME} is not in the local Hugging Face cache. Check "
-            "the network and HF_HUB_OFFLINE, then run again.",
+            "the network and HF_HUB_OFFLINE, then try again.",
             place,
         ) from error
     except EntryNotFoundError as error:
@@ -111,9 +111,9 @@ def _downloaded(place: Path | None) -> Path:
 
 
 def _refusal(error: HfHubHTTPError) -> str:
-    """Return the reason for an answer of the hub with an HTTP error status."""
+    """Return the reason for a response of the hub with an HTTP error status."""
     status = error.response.status_code
     if status in (401, 403):
         return f"No access to {REPOSITORY} (HTTP {status}). {_ACCESS_STEPS}"
     advice = " Try again later." if status in (408, 429) or status >= 500 else ""
-    return f"The Hugging Face hub answered HTTP {status} to the request for {FILE_NAME}.{advice}"
+    return f"The Hugging Face hub returned HTTP {status} for {FILE_NAME}.{advice}"

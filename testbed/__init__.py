@@ -1,1 +1,1 @@
-"""What the demo, the tests, the benchmarks and the training share."""
+"""Shared by the demo, the tests, the benchmarks and the training."""

@@ -1,4 +1,4 @@
-"""SAM 3 used directly, as the sam3 package documents it: the reference that the plugin has to agree with."""
+"""SAM 3 used as the sam3 package documents it: the reference that the plugin must agree with."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,9 +7,9 @@ import numpy as np
 import PIL.Image
 import torch
 
+from sam3_engine.contexts import building_network, importing_sam3, inference
 from sam3_engine.model import Sam3Image
 from sam3_engine.network import vocabulary_path
-from sam3_engine.runtime import building_network, importing_sam3, inference
 
 with importing_sam3():
     from sam3.model.sam3_image_processor import Sam3Processor
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 class DirectUse:
-    """The package's own calls on one image: ``set_image``, then those of its processor or ``predict_inst``."""
+    """The package on one image: ``set_image``, then the calls of its processor or ``predict_inst``."""
 
     def __init__(
         self, network: Sam3Image, precision: torch.dtype, image: np.ndarray, device: torch.device = CPU
@@ -34,13 +34,16 @@ class DirectUse:
     def concept(
         self, phrase: str, threshold: float, boxes: Sequence[Sequence[float]] = (), labels: Sequence[int] = ()
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Masks (instances, H, W) bool and scores (instances,), by falling score.
+        """Segment every instance of a concept.
 
         Args:
             phrase: blank if only boxes say what to find.
-            threshold: instances scoring above it are kept.
-            boxes: examples, (x1, y1, x2, y2) in pixels.
-            labels: of these, 1 for an example of what to find, 0 for one of what not.
+            threshold: keep instances with a score above it.
+            boxes: example boxes (x1, y1, x2, y2) in pixels.
+            labels: one per box, 1 for a positive and 0 for a negative example.
+
+        Returns:
+            Masks (instances, H, W) bool and scores (instances,), highest score first.
         """
         width, height = self._state["original_width"], self._state["original_height"]
         found = self._state
@@ -56,17 +59,25 @@ class DirectUse:
         return found["masks"][order, 0].cpu().numpy(), found["scores"][order].float().cpu().numpy()
 
     def geometry(self, multimask: bool, **prompt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Masks (objects, candidates, H, W) bool and scores (objects, candidates), candidates by falling score."""
+        """Segment objects by points or boxes.
+
+        Args:
+            multimask: return three candidates per object instead of one.
+            prompt: arguments of ``predict_inst``.
+
+        Returns:
+            Masks (objects, candidates, H, W) bool and scores (objects, candidates), best candidate first.
+        """
         with inference(self._device, self._precision):
             masks, scores, _ = self._network.predict_inst(self._state, multimask_output=multimask, **prompt)
-        scores = np.atleast_2d(scores)  # the package leaves the objects out where there is one
+        scores = np.atleast_2d(scores)  # for one object the package omits the first axis
         masks = masks.reshape(*scores.shape, *masks.shape[-2:]).astype(bool)
         order = np.argsort(-scores, axis=1, kind="stable")
         return np.take_along_axis(masks, order[:, :, None, None], axis=1), np.take_along_axis(scores, order, axis=1)
 
 
 def package_network(checkpoint: Path | None, device: torch.device = CPU) -> Sam3Image:
-    """The package's own network, with the package's own way of loading a checkpoint; without one it has no weights."""
+    """Build the network and load a checkpoint as the package does; without a checkpoint, the network has no weights."""
     with building_network(device, without_weights=checkpoint is None):
         network = build_sam3_image_model(
             bpe_path=str(vocabulary_path()),
@@ -80,7 +91,10 @@ def package_network(checkpoint: Path | None, device: torch.device = CPU) -> Sam3
 
 
 def label_map(masks: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """(H, W) uint8 from masks (instances, H, W): k for the k-th, the better one on top, of equal ones the earlier."""
+    """Paint masks (instances, H, W) into a map (H, W) uint8: k for the k-th mask.
+
+    Where masks overlap, the higher score wins; of equal scores the earlier.
+    """
     painted = np.zeros(masks.shape[-2:], np.uint8)
     for index in reversed(np.argsort(-scores, kind="stable")):
         painted[masks[index]] = index + 1

@@ -1,4 +1,4 @@
-"""This checkout of the plugin at work in an Ikomia workflow, as its users have it."""
+"""This checkout of the plugin in an Ikomia workflow, as users run it."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class Plugin:
     """
 
     def __init__(self, **parameters: Any) -> None:
-        """With values for some of the plugin's parameters, which stay set.
+        """Set some of the plugin's parameters, for all runs.
 
         Raises:
-            RuntimeError: the plugin refuses a value.
+            RuntimeError: the plugin rejects a value.
         """
         register_checkout()
         self._workflow = Workflow()
@@ -49,7 +49,7 @@ class Plugin:
         self._set(parameters)
 
     def load(self) -> None:
-        """Load the network ahead of the first run.
+        """Load the network before the first run.
 
         Raises:
             ValueError, RuntimeError: the plugin's own error.
@@ -61,12 +61,11 @@ class Plugin:
 
         Args:
             image: (H, W, 3) uint8 RGB.
-            prompt: values of the parameters that make a prompt and say what comes out; those left out are empty, or
-                False.
+            prompt: values of the parameters of the prompt and of the outputs; the others are empty or False.
 
         Returns:
-            The outputs behind the image: ``CSemanticSegmentationIO``, then if asked for ``CInstanceSegmentationIO``.
-            They are valid until the next run.
+            The outputs after the image: ``CSemanticSegmentationIO`` and, on request, ``CInstanceSegmentationIO``. The
+            next run overwrites them.
 
         Raises:
             RuntimeError: the plugin's own error.
@@ -77,8 +76,8 @@ class Plugin:
         return self.algorithm.get_outputs()[1:]
 
     def forget_answers(self, image: np.ndarray) -> None:
-        """Forget what the network answered about an image, but not what it made of it."""
-        self.algorithm._predictor.encode_image(image).answers.clear()
+        """Clear the cached answers about an image, but keep its embedding."""
+        self.algorithm._predictor.encode_image(image).detections.clear()
 
     def _set(self, parameters: dict[str, Any]) -> None:
         with _plain_errors():
@@ -86,24 +85,24 @@ class Plugin:
 
 
 def masks_of(output: Any) -> Iterator[np.ndarray]:
-    """The masks (H, W) bool of a mask output, one after the other, for each object that it numbers."""
+    """Yield the mask (H, W) bool of each object that a mask output numbers."""
     numbers = output.get_mask()
     return (numbers == number for number in range(1, len(output.get_class_names())))
 
 
 @functools.cache
 def register_checkout() -> tempfile.TemporaryDirectory[str]:
-    """Make Ikomia take the plugin from this checkout, for the rest of the process.
+    """Make Ikomia load the plugin from this checkout, for the rest of the process.
 
     Returns:
-        The folder of plugins that Ikomia looks in: the checkout is linked into its folder ``Python``. It goes with the
-        process.
+        The folder of plugins that Ikomia searches, with a link to the checkout in its folder ``Python``. It is deleted
+        when the process ends.
     """
     plugins = tempfile.TemporaryDirectory(prefix="ikomia_plugins_", ignore_cleanup_errors=True)
     folder = Path(plugins.name)
     (folder / "Python").mkdir()
     link = folder / "Python" / PLUGIN
-    if sys.platform == "win32":  # where a symbolic link takes rights that few users have
+    if sys.platform == "win32":  # symbolic links need rights that few users have there
         import _winapi
 
         _winapi.CreateJunction(str(REPOSITORY), str(link))
@@ -115,7 +114,7 @@ def register_checkout() -> tempfile.TemporaryDirectory[str]:
 
 @contextlib.contextmanager
 def log_levels(**levels: int) -> Iterator[None]:
-    """Give loggers, by name, other levels for a while."""
+    """Set the levels of loggers, by name, inside a ``with`` block."""
     before = {name: logging.getLogger(name).level for name in levels}
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
@@ -128,7 +127,7 @@ def log_levels(**levels: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _plain_errors() -> Iterator[None]:
-    """Ikomia puts a plugin's message between the error's class and its traceback: leave the message."""
+    """Reduce Ikomia's errors, which add the class and the traceback of the original error, to their message."""
     try:
         yield
     except RuntimeError as error:

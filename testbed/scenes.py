@@ -1,9 +1,9 @@
-"""Drawn scenes of coloured shapes, with the truth about them.
+"""Drawn scenes of coloured shapes, with their ground truth.
 
-    python -m testbed.scenes scenes.png    # a sheet of scenes, to look at
+    python -m testbed.scenes scenes.png    # write a sheet of scenes
 
-Every scene is a function of a numpy random generator, so a seed is a data set. A shape may carry a dot, which makes
-three regions of it: the whole, the dot, and the ring around the dot.
+A scene depends only on a numpy random generator, so a seed defines a data set. A shape may have a dot on it, which
+makes three regions: the whole shape, the dot, and the ring around the dot.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import PIL.Image
 
 KINDS = ("circle", "square", "triangle", "star", "cross")
-HUES = {  # in degrees: the middle, and how far from it the name still holds
+HUES = {  # in degrees: the middle of the range, and half its width
     "red": (0, 7),
     "orange": (32, 7),
     "yellow": (57, 5),
@@ -33,53 +33,53 @@ SYNONYMS = {"disc": "circle", "spot": "dot", "thing": "object", "violet": "purpl
 ARTICLES = ("a", "an", "the")
 
 MOST_SHAPES = 8
-LEAST_VISIBLE = 0.7  # of a shape or dot, whatever is drawn over it
-LEAST_CONTRAST = 0.25  # in some colour channel, of a shape and what it is drawn over: an edge that can be seen
-SMALLEST_RADIUS = 0.06  # of the geometric mean of the scene's sides
+LEAST_VISIBLE = 0.7  # share of each shape and dot that stays visible when others are drawn over it
+LEAST_CONTRAST = 0.25  # between a shape and what is under it, in at least one channel, so that its edge is visible
+SMALLEST_RADIUS = 0.06  # radii are relative to the geometric mean of the scene's sides
 LARGEST_RADIUS = 0.3
 SMALLEST_RADIUS_WITH_DOT = 0.1
 PLACES_TRIED = 20
 
 
 def plural(noun: str) -> str:
-    """The regular plural: "stars", "crosses"."""
+    """Return the regular plural: "stars", "crosses"."""
     return noun + ("es" if noun.endswith("s") else "s")
 
 
 _NOUNS = (*KINDS, *ANY_SHAPE, "dot", *(word for word, meaning in SYNONYMS.items() if meaning not in COLOURS))
 _SINGULAR = {plural(noun): noun for noun in _NOUNS}
-# every word that :meth:`Scene.instances` understands
+# all words that :meth:`Scene.instances` understands
 VOCABULARY = (*ARTICLES, *COLOURS, *DOT_COLOURS, *SYNONYMS, *_NOUNS, *_SINGULAR)
 
-# radius of the largest dot that fits into a shape of radius 1 and thickness 1
+# radius of the largest dot that fits on a shape of radius 1 and thickness 1
 _ROOM_FOR_A_DOT = {"circle": 0.9, "square": 0.78, "triangle": 0.5, "star": 0.45, "cross": 0.4}
-_THICKNESSES = {"star": (0.82, 1.1), "cross": (0.8, 1.15)}  # of their arms
+_THICKNESSES = {"star": (0.82, 1.1), "cross": (0.8, 1.15)}  # ranges for the arms
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union of two masks (H, W) bool; 1 if both are empty."""
+    """Return the intersection over union of two masks (H, W) bool; 1 if both are empty."""
     union = np.count_nonzero(a | b)
     return np.count_nonzero(a & b) / union if union else 1.0
 
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """Something in a scene that can be asked for.
+    """Something in a scene that a prompt can ask for.
 
     Attributes:
-        coverage: (H, W) float32, 0..1, how much of each pixel is this and not covered by what is drawn over it.
+        coverage: (H, W) float32, 0..1, the visible share of this region in each pixel.
     """
 
     coverage: np.ndarray
 
     @property
     def mask(self) -> np.ndarray:
-        """(H, W) bool."""
+        """The mask (H, W) bool."""
         return self.coverage > 0.5
 
     @property
     def box(self) -> tuple[float, float, float, float]:
-        """(x1, y1, x2, y2) in pixels, the bounds of the mask."""
+        """The bounds of the mask, (x1, y1, x2, y2) in pixels."""
         mask = self.mask
         columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
         return (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
@@ -90,9 +90,11 @@ class Shape:
     """A shape in a scene.
 
     Attributes:
-        kind, colour: of :data:`KINDS` and :data:`COLOURS`.
+        kind: one of :data:`KINDS`.
+        colour: one of :data:`COLOURS`.
         whole: the shape with its dot.
-        dot, dot_colour: of :data:`DOT_COLOURS`; None if it has none.
+        dot: None if there is no dot.
+        dot_colour: one of :data:`DOT_COLOURS`; None if there is no dot.
     """
 
     kind: str
@@ -102,7 +104,7 @@ class Shape:
     dot_colour: str | None = None
 
     def is_like(self, other: Shape) -> bool:
-        """Whether both are of the same kind and colour."""
+        """Return whether both shapes have the same kind and colour."""
         return (self.kind, self.colour) == (other.kind, other.colour)
 
     @functools.cached_property
@@ -113,20 +115,20 @@ class Shape:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A drawn picture and what is in it.
+    """A drawn image and its shapes.
 
     Attributes:
         image: (H, W, 3) uint8 RGB.
-        shapes: in the order in which they were drawn; later ones may cover earlier ones.
+        shapes: in the order in which they were drawn; later shapes may cover earlier ones.
     """
 
     image: np.ndarray
     shapes: tuple[Shape, ...]
 
     def instances(self, phrase: str) -> list[Region]:
-        """Every region that ``phrase`` names, such as "star", "red disc", "blue shapes" or "the white dot".
+        """Return every region that a phrase names, such as "star", "red disc", "blue shapes" or "the white dot".
 
-        Anything that is no such phrase names nothing.
+        Other phrases name nothing.
         """
         words = phrase.lower().split()
         words = words[1:] if words[:1] and words[0] in ARTICLES else words
@@ -143,12 +145,12 @@ class Scene:
         ]
 
 
-_Window = tuple[slice, slice]  # rows and columns of a canvas
+_Window = tuple[slice, slice]  # rows and columns of the canvas
 
 
 @dataclass
 class _Layer:
-    """Something drawn: its colour, the coverage of each pixel that is left of it, how much it was, and is."""
+    """Something drawn: its colour, its visible coverage of each pixel, and its area when drawn and now."""
 
     colour: np.ndarray
     coverage: np.ndarray
@@ -157,14 +159,14 @@ class _Layer:
 
 
 class _Canvas:
-    """A scene while it is drawn: colours 0..1, and what has been drawn so far."""
+    """A scene that is being drawn: colours 0..1, and the layers so far."""
 
     def __init__(self, image: np.ndarray) -> None:
         self.image = image
         self.layers: list[_Layer] = []
 
     def has_room(self, window: _Window, coverage: np.ndarray, colour: np.ndarray) -> bool:
-        """Whether ``coverage`` may be drawn in ``window``: all that is there, and where it ends, stays visible."""
+        """Return whether all layers, and their edges, stay visible if ``coverage`` is drawn in ``window``."""
         for layer in self.layers:
             hidden = float((layer.coverage[window] * coverage).sum())
             if layer.visible_area - hidden < LEAST_VISIBLE * layer.area:
@@ -174,18 +176,18 @@ class _Canvas:
         return True
 
     def paint(self, window: _Window, coverage: np.ndarray, colour: np.ndarray) -> None:
-        """Draw a colour, (3,) or (h, w, 3), in a window."""
+        """Draw a colour (3,) or (h, w, 3) in a window."""
         self.image[window] += coverage[..., np.newaxis] * (colour - self.image[window])
 
     def cover(self, window: _Window, coverage: np.ndarray) -> None:
-        """Take from all that is there what ``coverage`` hides of it."""
+        """Subtract what ``coverage`` hides from all layers."""
         for layer in self.layers:
             hidden = layer.coverage[window] * coverage
             layer.coverage[window] -= hidden
             layer.visible_area -= float(hidden.sum())
 
     def note(self, window: _Window, coverage: np.ndarray, colour: np.ndarray) -> _Layer:
-        """Remember something drawn, on top of all that is there."""
+        """Add a layer on top of all others."""
         area = float(coverage.sum())
         layer = _Layer(colour, np.zeros(self.image.shape[:2], np.float32), area, area)
         layer.coverage[window] = coverage
@@ -197,15 +199,16 @@ def draw_scene(random: np.random.Generator, width: int = 448, height: int = 448)
     """Draw a scene.
 
     Args:
-        random: the source of all that is random.
-        width, height: of the picture, in pixels; 64 or more, and at most 2:1.
+        random: source of all randomness.
+        width: of the image, in pixels; 64 or more, at most twice the height.
+        height: of the image, in pixels; 64 or more, at most twice the width.
 
     Returns:
-        A scene with 1 to :data:`MOST_SHAPES` shapes, most of each visible.
+        A scene with 1 to :data:`MOST_SHAPES` shapes, each mostly visible.
     """
     canvas = _Canvas(_background(random, width, height))
     count = int(random.integers(1, MOST_SHAPES + 1))
-    # few kinds and colours in most scenes, so that a phrase often names several shapes, and others that are nearly it
+    # most scenes have few kinds and colours, so that a phrase often names several shapes and nearly names others
     kinds, colours = random.choice(KINDS, random.integers(1, 4)), random.choice(COLOURS, random.integers(1, 4))
     typical_radius = random.uniform(0.1, LARGEST_RADIUS if count <= 3 else 0.2)
 
@@ -226,7 +229,7 @@ def draw_scene(random: np.random.Generator, width: int = 448, height: int = 448)
 
 @dataclass(frozen=True)
 class _Placement:
-    """Where a shape is: a window of the canvas, its own coordinates (u, v) there, in which its radius is 1."""
+    """Where a shape is: a window of the canvas, and coordinates (u, v) in it, in which the shape has radius 1."""
 
     window: _Window
     u: np.ndarray
@@ -239,7 +242,7 @@ class _Placement:
 def _place(
     random: np.random.Generator, canvas: _Canvas, kind: str, shade: np.ndarray, typical_radius: float
 ) -> _Placement | None:
-    """A random place, size, turn and stretch in which there is room; None if none was found."""
+    """Find a random place, size, rotation and stretch with room for a shape; None if there is no room."""
     height, width = canvas.image.shape[:2]
     for _ in range(PLACES_TRIED):
         relative_radius = np.clip(typical_radius * random.uniform(0.5, 1.1), SMALLEST_RADIUS, LARGEST_RADIUS)
@@ -269,7 +272,7 @@ def _place(
 def _draw_shape(
     random: np.random.Generator, canvas: _Canvas, placed: _Placement, kind: str, colour: str, shade: np.ndarray
 ) -> Shape:
-    """Draw a shape, and perhaps a dot on it."""
+    """Draw a shape, sometimes with a dot on it."""
     shading = 1 + random.uniform(-0.12, 0.12) * placed.u + random.uniform(-0.12, 0.12) * placed.v
     canvas.paint(placed.window, placed.coverage, (shade * shading[..., np.newaxis]).clip(0, 1))
     canvas.cover(placed.window, placed.coverage)
@@ -285,17 +288,17 @@ def _draw_shape(
     dot_colour = str(random.choice(DOT_COLOURS))
     dot_shade = np.full(3, random.uniform(0.92, 1.0) if dot_colour == "white" else random.uniform(0.0, 0.1))
     canvas.paint(placed.window, coverage, dot_shade)
-    dot = Region(canvas.note(placed.window, coverage, dot_shade).coverage)  # part of its shape: it covers nothing of it
+    dot = Region(canvas.note(placed.window, coverage, dot_shade).coverage)  # part of its shape, so it covers nothing
     return Shape(kind, colour, whole, dot, dot_colour)
 
 
 def _coverage(signed_distance: np.ndarray, radius: float) -> np.ndarray:
-    """How much of each pixel is inside, from a signed distance in units of ``radius`` pixels."""
+    """Return the share of each pixel that is inside, from a signed distance in units of ``radius`` pixels."""
     return np.clip(0.5 - signed_distance * radius, 0, 1).astype(np.float32)
 
 
 def _signed_distance(kind: str, u: np.ndarray, v: np.ndarray, thickness: float = 1.0) -> np.ndarray:
-    """Distance to the edge of a shape whose circumscribed circle has about radius 1, negative inside."""
+    """Return the distance to the edge of a shape, negative inside; its circumscribed circle has about radius 1."""
     if kind == "circle":
         return np.hypot(u, v) - 0.9
     if kind == "square":
@@ -313,7 +316,7 @@ def _signed_distance(kind: str, u: np.ndarray, v: np.ndarray, thickness: float =
 
 
 def _distance_to_star(u: np.ndarray, v: np.ndarray, notch_radius: float) -> np.ndarray:
-    """A star has ten equal edges: every direction is folded onto the one from a tip at angle 0 to a notch."""
+    """Return the distance to the edge of a star: all ten edges fold onto the one from a tip at angle 0 to a notch."""
     sector = 2 * np.pi / 5
     from_tip = np.abs(np.mod(np.arctan2(u, -v) + sector / 2, sector) - sector / 2)
     along, across = np.hypot(u, v) * np.cos(from_tip), np.hypot(u, v) * np.sin(from_tip)
@@ -322,7 +325,7 @@ def _distance_to_star(u: np.ndarray, v: np.ndarray, notch_radius: float) -> np.n
 
 
 def _colour(random: np.random.Generator, name: str) -> np.ndarray:
-    """(3,) RGB 0..1, one of the many colours that a name stands for."""
+    """Draw one of the colours that a name stands for, (3,) RGB 0..1."""
     middle, spread = HUES[name]
     hue = ((middle + random.uniform(-spread, spread)) % 360) / 360
     darkest = 0.8 if name in ("yellow", "orange") else 0.48  # dark yellow is olive, dark orange brown
@@ -330,7 +333,7 @@ def _colour(random: np.random.Generator, name: str) -> np.ndarray:
 
 
 def _background(random: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """(H, W, 3) 0..1: plain, a gradient, blotches or stripes, of little colour, so that no shape is lost in it."""
+    """Draw a background (H, W, 3) 0..1: plain, gradient, blotches or stripes, in pale colours that hide no shape."""
     grey = colorsys.hsv_to_rgb(random.random(), random.uniform(0, 0.25), random.uniform(0.03, 0.97))
     image = np.empty((height, width, 3), np.float64)
     image[:] = grey

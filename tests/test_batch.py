@@ -21,12 +21,11 @@ from sam3_batch.instances import PackedInstance, encode_rle, paint_label_map, pa
 from sam3_batch.progress import Progress
 from sam3_batch.schemas import SEGMENTED_SCHEMA
 from sam3_batch.workers import encode_rows
-from sam3_engine.masks import bounding_box, label_map, masks_of
 from sam3_engine.model import load_model
 from sam3_engine.options import Options
 from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import ConceptPrompt
-from sam3_engine.segments import Segment
+from sam3_engine.segments import Segment, bounding_box, label_map, masks_of
 from testbed.plugin import REPOSITORY
 from testbed.scenes import draw_scene
 
@@ -152,7 +151,7 @@ def command(source, output, *options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "nothing to segment: give --input_text, --input_box or --input_point"),
+        ((), "nothing to segment: set --input_text, --input_box or --input_point"),
         (("--input_box", "[[1, 2"), "input_box = '[[1, 2': "),
         (("--input_text", "shoe", "--confidence_threshold", "7"), "confidence_threshold = '7': expected a number"),
         (("--input_text", "shoe", "--workers", "3-2"), "'3-2': expected a number such as 4, or a range such as 1-8"),

@@ -14,7 +14,7 @@ from testbed.plugin import REPOSITORY
 
 def test_a_small_network_gives_every_row_that_needs_no_full_size_one(monkeypatch, tmp_path, capsys):
     page = tmp_path / "results.md"
-    options = ["--small", "--repeat", "1", "--runs", "20", "--output", str(page)]
+    options = ["--small", "--repeat", "1", "--runs", "20", "--instances", "20", "--output", str(page)]
     monkeypatch.setattr("sys.argv", ["benchmarks", *options])
     main()
     written = page.read_text(encoding="utf-8")

@@ -116,7 +116,7 @@ def test_a_number_in_the_phrase_is_no_score(run):
     [
         (
             ["--image", "nowhere.png", "--text", "star"],
-            "image = 'nowhere.png': no such file; expected a picture.",
+            "image = 'nowhere.png': there is no such file; expected a picture.",
         ),
         (["--image", "Makefile", "--text", "star"], "image = 'Makefile': cannot identify image file"),
         (["--weights", "nowhere.pt"], "model_weight_file = 'nowhere.pt': there is no such file; expected"),

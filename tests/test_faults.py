@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from sam3_engine.model import CheckpointError, DeviceMemoryError, load_model, shared_model
+from sam3_engine.errors import CheckpointError, DeviceMemoryError
+from sam3_engine.model import load_model
+from sam3_engine.options import Options
 from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import ConceptPrompt, GeometricPrompt
+from sam3_engine.shared_models import shared_model
 from testbed.plugin import Plugin
 
 CPU = torch.device("cpu")
@@ -35,7 +38,7 @@ def predictor(small_checkpoint):
 
 
 def answer(predictor, prompt, image):
-    found = predictor.segment(predictor.encode_image(image), prompt, confidence_threshold=0)
+    found = predictor.segment(predictor.encode_image(image), prompt, Options(confidence_threshold=0))
     return [(segment.score, segment.mask.tobytes()) for segment in found]
 
 
@@ -99,7 +102,7 @@ def test_where_it_runs_out_again_an_error_says_what_takes_less(
     call = failing(99, OUT_OF_MEMORY[device], getattr(part, method))
     with monkeypatch.context() as patched:
         patched.setattr(part, method, call)
-        with pytest.raises(DeviceMemoryError, match="Not enough memory on cpu. Choose a smaller model_input_size"):
+        with pytest.raises(DeviceMemoryError, match="Not enough memory on cpu. Use a smaller model input size"):
             answer(predictor, PROMPTS[prompt], photograph)
     assert len(call.calls) == 2
     assert answer(predictor, PROMPTS[prompt], photograph) == wanted
@@ -172,7 +175,7 @@ def test_nan_among_the_weights_is_an_error_and_no_empty_mask(small_checkpoint, p
     predictor = Predictor(load_model(path, CPU))
     for prompt in prompts:
         for _ in range(2):
-            with pytest.raises(CheckpointError, match="spoilt.pt .* answers NaN"):
+            with pytest.raises(CheckpointError, match="spoilt.pt .* returns NaN"):
                 answer(predictor, PROMPTS[prompt], photograph)
 
 

@@ -16,10 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.host_state import changes, snapshot
 
-from sam3_engine.model import CheckpointError, load_model, shared_model
+from sam3_engine.contexts import building_network, inference
+from sam3_engine.errors import CheckpointError, PromptError
+from sam3_engine.model import load_model
+from sam3_engine.openmp import openmp_library
+from sam3_engine.options import Options
 from sam3_engine.predictor import Predictor
-from sam3_engine.prompts import ConceptPrompt, GeometricPrompt, PromptError
-from sam3_engine.runtime import _openmp, building_network, inference
+from sam3_engine.prompts import ConceptPrompt, GeometricPrompt
+from sam3_engine.shared_models import shared_model
 from testbed.plugin import REPOSITORY
 
 CPU = torch.device("cpu")
@@ -38,7 +42,7 @@ HOSTS = {
     "float64": lambda: set_for_a_while(torch.set_default_dtype, torch.float64, torch.float32),
     "no flash attention": lambda: set_for_a_while(torch.backends.cuda.enable_flash_sdp, False, True),
     "TF32": lambda: set_for_a_while(torch.set_float32_matmul_precision, "high", "highest"),
-    "smaller teams": lambda: set_for_a_while(_openmp().omp_set_dynamic, 1, _openmp().omp_get_dynamic()),
+    "smaller teams": lambda: set_for_a_while(openmp_library().omp_set_dynamic, 1, openmp_library().omp_get_dynamic()),
     "one thread": lambda: set_for_a_while(torch.set_num_threads, 1, torch.get_num_threads()),
     "a device": lambda: torch.device("meta"),
     "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
@@ -65,16 +69,16 @@ def out_of_memory(checkpoint, image):
 def asked(prompt, size=0):
     def step(checkpoint, image):
         predictor = Predictor(shared_model(checkpoint, CPU), size)
-        for segment in predictor.segment(predictor.encode_image(image), prompt, confidence_threshold=0.4):
+        for segment in predictor.segment(predictor.encode_image(image), prompt, Options(confidence_threshold=0.4)):
             assert segment.mask.shape == image.shape[:2]
 
     return step
 
 
-def refused(prompt):
+def refused(make_prompt):
     def step(checkpoint, image):
         with pytest.raises(PromptError):
-            asked(prompt)(checkpoint, image)
+            asked(make_prompt())(checkpoint, image)
 
     return step
 
@@ -87,8 +91,8 @@ STEPS = {
     "examples": asked(ConceptPrompt(boxes=((60.0, 80.0, 300.0, 330.0),), box_labels=(1,))),
     "boxes": asked(GeometricPrompt(boxes=((60.0, 80.0, 300.0, 330.0), (5.0, 5.0, 50.0, 50.0)))),
     "points, smaller": asked(GeometricPrompt(points=((210.0, 150.0),), point_labels=(1,)), 168),
-    "refused point": refused(GeometricPrompt(points=((-1.0, 5.0),), point_labels=(1,))),
-    "refused examples": refused(ConceptPrompt(boxes=((60.0, 80.0, 300.0, 330.0),), box_labels=(0,))),
+    "refused point": refused(lambda: GeometricPrompt(points=((-1.0, 5.0),), point_labels=(1,))),
+    "refused examples": refused(lambda: ConceptPrompt(boxes=((60.0, 80.0, 300.0, 330.0),), box_labels=(0,))),
 }
 
 
@@ -121,8 +125,8 @@ def unusual_host():
 def use_everything(checkpoint, image):
     predictor = Predictor(load_model(checkpoint, CPU))
     embedding = predictor.encode_image(image, size_percent=70)
-    text = predictor.segment(embedding, ConceptPrompt(("shoe",)), confidence_threshold=0)
-    box = predictor.segment(embedding, GeometricPrompt(boxes=((60, 80, 300, 330),)), multimask=True)
+    text = predictor.segment(embedding, ConceptPrompt(("shoe",)), Options(confidence_threshold=0))
+    box = predictor.segment(embedding, GeometricPrompt(boxes=((60, 80, 300, 330),)), Options(multimask=True))
     with pytest.raises(PromptError):
         predictor.segment(embedding, GeometricPrompt(points=((-1, 5),), point_labels=(1,)))
     return [segment.mask for segment in [*text, *box]]
@@ -191,7 +195,7 @@ def test_overlapping_calls_of_two_threads_restore_what_was_before_both():
 
 def test_openmp_teams_are_whole_while_a_network_runs():
     """Ikomia lets OpenMP give smaller teams; oneDNN's bfloat16 products are then wrong, without an error."""
-    openmp = _openmp()
+    openmp = openmp_library()
     before = openmp.omp_get_dynamic()
     openmp.omp_set_dynamic(1)
     with inference(CPU, torch.bfloat16):
@@ -242,7 +246,7 @@ import sam3_engine.predictor
 """
 ON_AN_AMPERE_GPU = """
 import torch
-from sam3_engine.runtime import importing_sam3
+from sam3_engine.contexts import importing_sam3
 with importing_sam3():  # what the package does there
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     import logging

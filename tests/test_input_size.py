@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from sam3_engine.model import build_network, checkpoint_contents, load_model
+from sam3_engine.checkpoint import checkpoint_contents
+from sam3_engine.internals import mask_logits_side
+from sam3_engine.model import build_network, load_model
+from sam3_engine.options import Options
 from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import ConceptPrompt, GeometricPrompt
-from testbed.random_weights import SMALL
+from sam3_engine.random_weights import SMALL
 from testbed.scenes import iou
 
 CPU = torch.device("cpu")
@@ -23,6 +26,10 @@ PROMPTS = [
     GeometricPrompt(boxes=tuple(map(tuple, BOXES))),
     GeometricPrompt(boxes=(tuple(BOXES[0]),), points=((210, 150),), point_labels=(0,)),
 ]
+
+
+def network_of(predictor):
+    return predictor.model.network_at(predictor.resolution)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +62,7 @@ def answers(predictor, image):
         (segment.score, segment.box, segment.mask.tobytes())
         for prompt in PROMPTS
         for multimask in (False, True)
-        for segment in predictor.segment(embedding, prompt, confidence_threshold=0, multimask=multimask)
+        for segment in predictor.segment(embedding, prompt, Options(confidence_threshold=0, multimask=multimask))
     ]
 
 
@@ -67,7 +74,7 @@ def test_it_answers_as_a_network_built_at_that_size(model, built_at, photograph,
 def test_the_checkpoints_own_size_is_the_checkpoints_own_network(model, photograph):
     own = Predictor(model)
     assert own.resolution == SMALL.resolution
-    assert own._network is Predictor(model, SMALL.resolution)._network is model.network
+    assert network_of(own) is network_of(Predictor(model, SMALL.resolution)) is model.network
     reference = answers(own, photograph)
     Predictor(model, 336).encode_image(photograph)
     assert answers(Predictor(model, 0), photograph) == reference
@@ -79,7 +86,7 @@ def test_sizes_see_differently(model, photograph):
 
 def test_weights_are_shared(model):
     own = model.network.state_dict()
-    for name, tensor in Predictor(model, 168)._network.state_dict().items():
+    for name, tensor in network_of(Predictor(model, 168)).state_dict().items():
         assert tensor.data_ptr() == own[name].data_ptr() or tensor.is_complex(), name
 
 
@@ -92,15 +99,15 @@ def test_a_size_is_rounded_to_whole_patches_and_the_log_says_so(model, caplog, a
     if asked == rounded:
         assert messages == []
     else:
-        assert messages == [f"model_input_size = {asked}: rounded to {rounded}, a multiple of the patch size 14."]
+        assert messages == [f"An input size of {asked} is rounded to {rounded}, a multiple of the patch size 14."]
 
 
 def test_the_holes_that_are_filled_are_the_same_part_of_the_image_at_every_size(model):
     """The package counts their area in pixels of the mask logits."""
     for size in (56, 112, 224):
         predictor = Predictor(model, size)
-        area = predictor._network.inst_interactive_predictor._transforms.max_hole_area
-        assert area / predictor._mask_side**2 == SMALL.fill_hole_area / (4 * SMALL.grid) ** 2
+        area = network_of(predictor).inst_interactive_predictor._transforms.max_hole_area
+        assert area / mask_logits_side(network_of(predictor)) ** 2 == SMALL.fill_hole_area / (4 * SMALL.grid) ** 2
 
 
 @pytest.mark.parametrize("percent", [100, 50])

@@ -12,10 +12,14 @@ import pytest
 import torch
 from support.intruder import Intruder
 
-from sam3_engine.model import CheckpointError, cast_encoder_weights, checkpoint_contents, load_model, shared_model
+from sam3_engine.checkpoint import checkpoint_contents
+from sam3_engine.errors import CheckpointError
+from sam3_engine.model import cast_encoder_weights, load_model
+from sam3_engine.options import Options
 from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import ConceptPrompt, GeometricPrompt
-from testbed.random_weights import SMALL, write_random_checkpoint
+from sam3_engine.random_weights import SMALL, write_random_checkpoint
+from sam3_engine.shared_models import shared_model
 
 CPU = torch.device("cpu")
 
@@ -80,7 +84,7 @@ def test_encoders_held_in_half_precision_answer_the_same(small_checkpoint, photo
         return [
             (segment.score, segment.box, segment.mask.tobytes())
             for prompt in prompts
-            for segment in predictor.segment(embedding, prompt, confidence_threshold=0, multimask=multimask)
+            for segment in predictor.segment(embedding, prompt, Options(confidence_threshold=0, multimask=multimask))
         ]
 
     assert answers(cast) == answers(as_loaded)
@@ -113,16 +117,16 @@ BAD_TENSORS = {
     "a tensor missing": (lambda t: without(t, first(t, "bias")), "1 tensors are missing"),
     "half of the model missing": (lambda t: without(t, "tracker."), "tensors are missing"),
     "a tensor too many": (lambda t: {**t, "detector.extra": torch.zeros(1)}, "detector|extra"),
-    "a tensor of another shape": (reshaped, "not of shape"),
-    "a complex table read as real": (real_instead_of_complex, "not torch.complex64"),
+    "a tensor of another shape": (reshaped, "has shape"),
+    "a complex table read as real": (real_instead_of_complex, "expected torch.complex64"),
     "whole numbers": (whole_numbers, "torch.int64"),
-    "no tensor at all": (lambda t: {**t, first(t, "bias"): "text"}, "str, not of shape"),
+    "no tensor at all": (lambda t: {**t, first(t, "bias"): "text"}, "is a str, not a tensor"),
     "another network": (lambda t: {"layer1.weight": torch.zeros(3)}, "begins with 'detector.'"),
     "SAM 3.1": (lambda t: {"tracker.model.interactive_sam.weight": torch.zeros(3)}, "SAM 3.1 'multiplex'"),
     "nothing": (lambda t: {}, "begins with 'detector.'"),
     "a tensor without data": (
         lambda t: {**t, first(t, "qkv.weight"): t[first(t, "qkv.weight")].to("meta")},
-        "without data",
+        "has no data",
     ),
     "a sparse tensor": (lambda t: {**t, first(t, "qkv.weight"): t[first(t, "qkv.weight")].to_sparse()}, "sparse"),
     "a sparse table": (lambda t: {**t, first(t, "qkv.weight"): t[first(t, "qkv.weight")].to_sparse_csr()}, "sparse"),
@@ -140,7 +144,7 @@ def test_tensors_that_do_not_fit_are_refused(saved, contents, kind):
 
 
 def test_a_small_checkpoint_without_its_architecture_does_not_fit_sam3(saved, contents):
-    with pytest.raises(CheckpointError, match="missing|not of shape"):
+    with pytest.raises(CheckpointError, match="missing|has shape"):
         load_model(saved(contents["model"]), CPU)
 
 
@@ -172,7 +176,7 @@ def test_a_truncated_file_is_refused(small_checkpoint, tmp_path, kept):
     data = small_checkpoint.read_bytes()
     part = tmp_path / "part.pt"
     part.write_bytes(data[: kept if isinstance(kept, int) else int(kept * len(data))])
-    with pytest.raises(CheckpointError, match="only the beginning"):
+    with pytest.raises(CheckpointError, match="incomplete download"):
         load_model(part, CPU)
 
 
@@ -184,7 +188,7 @@ def test_a_file_with_a_hole_is_refused(small_checkpoint, tmp_path):
     damaged = tmp_path / "hole.pt"
     damaged.write_bytes(data)
     assert torch.load(damaged, weights_only=True).keys() == {"model", "architecture"}
-    with pytest.raises(CheckpointError, match="the checksum of its part .*/data/.* is wrong"):
+    with pytest.raises(CheckpointError, match="the checksum of its entry .*/data/.* is wrong"):
         load_model(damaged, CPU)
 
 
@@ -193,7 +197,7 @@ def test_a_file_that_was_packed_anew_is_refused(small_checkpoint, tmp_path):
     with zipfile.ZipFile(small_checkpoint) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
         for name in source.namelist():
             target.writestr(name, source.read(name))
-    with pytest.raises(CheckpointError, match="packed anew"):
+    with pytest.raises(CheckpointError, match="repacked with compression"):
         load_model(packed, CPU)
 
 
@@ -270,7 +274,7 @@ def test_every_precision_answers_alike(small_checkpoint, photograph, precision):
     reference = Predictor(load_model(small_checkpoint, CPU, torch.float32))
     predictor = Predictor(load_model(small_checkpoint, CPU, precision))
     for prompt in (GeometricPrompt(points=((210, 150),), point_labels=(1,)), ConceptPrompt(("shoe",))):
-        wanted = reference.segment(reference.encode_image(photograph), prompt, confidence_threshold=0)[0]
-        found = predictor.segment(predictor.encode_image(photograph), prompt, confidence_threshold=0)[0]
+        wanted = reference.segment(reference.encode_image(photograph), prompt, Options(confidence_threshold=0))[0]
+        found = predictor.segment(predictor.encode_image(photograph), prompt, Options(confidence_threshold=0))[0]
         assert found.score == pytest.approx(wanted.score, abs=0.02)
         assert np.mean(found.mask == wanted.mask) > 0.8

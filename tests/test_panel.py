@@ -3,6 +3,7 @@
 import hashlib
 import html
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import cv2
 import pytest
 
-from sam3_engine.prompts import prompt_errors
+from sam3_engine.prompt_strings import PromptStrings
 from sam3_engine.settings import Settings
 from testbed.plugin import REPOSITORY, Plugin
 
@@ -31,20 +32,50 @@ EVERYTHING = {
 }
 
 
+class PanelUser:
+    """A process in which someone uses the panel, see :mod:`support.panel_user`."""
+
+    def __init__(self, folder: Path):
+        self._errors = (folder / "errors.txt").open("w+")
+        environment = {"QT_QPA_PLATFORM": "offscreen", "XDG_RUNTIME_DIR": str(folder), "PYTHONPATH": str(REPOSITORY)}
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).parent / "support" / "panel_user.py")],
+            env={**os.environ, **environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+
+    def __call__(self, **task):
+        """Open a panel, do what the task says, and return what happened."""
+        self._process.stdin.write(json.dumps(task) + "\n")
+        self._process.stdin.flush()
+        for line in self._process.stdout:
+            if line.startswith("{"):  # Ikomia prints lines of its own
+                return json.loads(line)
+        self._errors.seek(0)
+        raise AssertionError(self._errors.read())
+
+    def close(self):
+        self._process.stdin.close()
+        self._process.stdout.close()
+        assert self._process.wait(60) == 0
+        self._errors.close()
+
+
+@pytest.fixture(scope="module")
+def use_panel(tmp_path_factory):
+    user = PanelUser(tmp_path_factory.mktemp("panel"))
+    yield user
+    user.close()
+
+
 @pytest.fixture
-def use_panel(tmp_path, monkeypatch):
-    """Does what it is told with a panel, and says what came of it; see :mod:`support.panel_user`."""
-    monkeypatch.setenv("QT_QPA_PLATFORM", "offscreen")
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-
-    def use(**task):
-        command = [sys.executable, str(Path(__file__).parent / "support" / "panel_user.py"), json.dumps(task)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout.splitlines()[-1])
-
-    return use
+def use_panel_in_fresh_process(tmp_path):
+    user = PanelUser(tmp_path)
+    yield user
+    user.close()
 
 
 def test_a_new_panel_shows_the_defaults_and_marks_nothing(use_panel):
@@ -149,7 +180,7 @@ def test_a_cancelled_choice_leaves_the_checkpoint(use_panel):
 )
 def test_what_is_malformed_is_marked_as_it_is_typed_and_unmarked_when_it_is_corrected(use_panel, typed, marked):
     found = use_panel(typed=typed, corrected=dict.fromkeys(typed, ""))
-    errors = prompt_errors(**typed)
+    errors = PromptStrings(**typed).errors()
     assert set(errors) == marked
     assert found["typed"]["marked"] == {name: f"<p>{html.escape(message)}</p>" for name, message in errors.items()}
     assert found["opened again"]["marked"] == {}
@@ -159,8 +190,8 @@ def test_what_was_stored_malformed_is_marked_at_once(use_panel):
     assert set(use_panel(given={"input_point": "[["})["opened"]["marked"]) == {"input_point"}
 
 
-def test_opening_and_applying_need_neither_torch_nor_sam3(use_panel):
-    assert use_panel(typed=EVERYTHING)["torch or sam3"] == []
+def test_opening_and_applying_need_neither_torch_nor_sam3(use_panel_in_fresh_process):
+    assert use_panel_in_fresh_process(typed=EVERYTHING)["torch or sam3"] == []
 
 
 @pytest.mark.parametrize(

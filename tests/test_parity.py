@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 
+from sam3_engine.devices import choose_precision
 from sam3_engine.model import load_model
-from sam3_engine.runtime import choose_precision
 from testbed.direct_use import CPU, DirectUse, label_map, package_network
 
 LEAST_AGREEMENT = 0.999  # of the pixels

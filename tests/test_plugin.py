@@ -1,6 +1,7 @@
 """What Ikomia and its HUB see of the plugin: information, factories, packaging."""
 
 import importlib
+import os
 import re
 import struct
 import subprocess
@@ -78,25 +79,77 @@ assert not {{"torch", "sam3", "huggingface_hub", "PyQt6"}} & set(sys.modules)
     assert done.returncode == 0, done.stderr
 
 
-def test_the_hubs_own_test_passes(workflow, algorithm, photograph, tmp_path):
-    picture = tmp_path / "coco.png"
-    cv2.imwrite(str(picture), photograph)
-    hub_test = importlib.import_module(f"{PLUGIN}.{PLUGIN}_test")
-    workflow.set_image_input(array=photograph)
-    algorithm.set_input(workflow.get_input(0), 0)
-    parameters, outcome = hub_test.test(algorithm, {"images": {"detection": {"coco": str(picture)}}})
+@pytest.fixture
+def run_hub_test(workflow, algorithm, photograph, tmp_path):
+    """Run the HUB's own test on an image, as the HUB does; return the parameters and the outcome."""
+
+    def run(image=photograph):
+        picture = tmp_path / "coco.png"
+        cv2.imwrite(str(picture), image)
+        workflow.set_image_input(array=image)
+        algorithm.set_input(workflow.get_input(0), 0)
+        hub_test = importlib.import_module(f"{PLUGIN}.{PLUGIN}_test")
+        return hub_test.test(algorithm, {"images": {"detection": {"coco": str(picture)}}})
+
+    return run
+
+
+def test_the_hubs_own_test_passes_with_the_weights_that_it_is_given(run_hub_test, small_checkpoint, caplog):
+    with caplog.at_level("INFO", logger=f"{PLUGIN}.{PLUGIN}_test"):
+        parameters, outcome = run_hub_test()
     assert outcome == "OK", outcome
     assert parameters["input_box"] == ""
+    assert f"Weights: {small_checkpoint}" in caplog.messages
+    assert "RANDOM WEIGHTS" not in caplog.text
 
 
-def test_the_hubs_own_test_reports_a_failure(workflow, algorithm, photograph, tmp_path):
-    picture = tmp_path / "coco.png"
-    cv2.imwrite(str(picture), photograph[:50, :50])  # too small for the boxes
+def test_the_hubs_own_test_covers_every_parameter(run_hub_test, algorithm):
     hub_test = importlib.import_module(f"{PLUGIN}.{PLUGIN}_test")
-    workflow.set_image_input(array=photograph)
-    algorithm.set_input(workflow.get_input(0), 0)
-    _, outcome = hub_test.test(algorithm, {"images": {"detection": {"coco": str(picture)}}})
+    tried = {name for parameters, _ in hub_test.PROMPTS.values() for name in parameters}
+    assert tried | {"cuda", "model_weight_file"} == set(algorithm.get_parameters())
+
+
+def test_the_hubs_own_test_reports_a_failure(run_hub_test, photograph):
+    _, outcome = run_hub_test(photograph[:50, :50])  # too small for the points
     assert "outside the image" in outcome
+
+
+def test_the_hubs_own_test_reports_missing_outputs(run_hub_test, monkeypatch):
+    hub_test = importlib.import_module(f"{PLUGIN}.{PLUGIN}_test")
+    monkeypatch.setattr(hub_test, "PROMPTS", {"box": ({"input_box": "[10, 10, 150, 150]"}, 2)})
+    assert run_hub_test()[1] == "box: 1 outputs follow the image, expected 2"
+
+
+def test_a_damaged_checkpoint_is_not_replaced_by_random_weights(run_hub_test, algorithm, tmp_path):
+    (tmp_path / "sam3.pt").write_bytes(b"not a checkpoint")
+    algorithm.set_parameters({"model_weight_file": str(tmp_path / "sam3.pt")})
+    with pytest.raises(ValueError, match="not a usable SAM 3 checkpoint"):
+        run_hub_test()
+
+
+@pytest.mark.skipif((REPOSITORY / "weights" / "sam3.pt").exists(), reason="the gated weights are on this machine")
+def test_the_hubs_own_test_passes_without_weights_and_network_and_says_so(photograph, tmp_path):
+    cv2.imwrite(str(tmp_path / "coco.png"), photograph)
+    code = f"""
+import importlib, logging
+logging.basicConfig()
+from testbed.plugin import PLUGIN, Plugin
+plugin = Plugin(cuda=False)
+plugin._workflow.set_image_input(path={str(tmp_path / "coco.png")!r})
+plugin.algorithm.set_input(plugin._workflow.get_input(0), 0)
+hub_test = importlib.import_module(f"{{PLUGIN}}.{{PLUGIN}}_test")
+print(hub_test.test(plugin.algorithm, {{"images": {{"detection": {{"coco": {str(tmp_path / "coco.png")!r}}}}}}})[1])
+print(repr(plugin.algorithm.get_parameters()["model_weight_file"]))
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment |= {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-2:] == ["OK", "''"]
+    assert "RANDOM WEIGHTS: this test uses a small network with random weights" in done.stderr
+    assert re.search(r"Reason: .*sam3\.pt", done.stderr)
 
 
 def test_ikomias_installer_takes_the_requirements_in_the_right_order():

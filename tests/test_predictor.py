@@ -9,10 +9,11 @@ import PIL.Image
 import pytest
 import torch
 
-from sam3_engine.images import ImageError
+from sam3_engine.errors import ImageError, PromptError
 from sam3_engine.model import load_model
+from sam3_engine.options import Options
 from sam3_engine.predictor import Predictor
-from sam3_engine.prompts import ConceptPrompt, GeometricPrompt, PromptError
+from sam3_engine.prompts import ConceptPrompt, GeometricPrompt
 from testbed.plugin import REPOSITORY
 
 CPU = torch.device("cpu")
@@ -41,7 +42,7 @@ def test_an_embedding_serves_any_number_of_prompts(predictor, embedding, photogr
 
 def test_the_encoder_is_not_run_again_for_a_prompt(predictor, embedding, monkeypatch):
     monkeypatch.setattr(predictor.model.network.backbone, "forward_image", None)
-    assert predictor.segment(embedding, GeometricPrompt(boxes=BOXES), multimask=True)
+    assert predictor.segment(embedding, GeometricPrompt(boxes=BOXES), Options(multimask=True))
     predictor.segment(embedding, ConceptPrompt(("shoe",)))
 
 
@@ -62,10 +63,10 @@ def test_an_image_that_is_none_is_refused(predictor):
 
 def test_boxes_beyond_one_pass_keep_their_order(predictor, embedding):
     boxes = tuple((10.0 * k, 5.0, 10.0 * k + 200, 300.0) for k in range(40))
-    together = predictor.segment(embedding, GeometricPrompt(boxes=boxes), multimask=True)
+    together = predictor.segment(embedding, GeometricPrompt(boxes=boxes), Options(multimask=True))
     assert len(together) == 3 * len(boxes)
     for k in (0, 15, 16, 31, 39):
-        alone = predictor.segment(embedding, GeometricPrompt(boxes=(boxes[k],)), multimask=True)
+        alone = predictor.segment(embedding, GeometricPrompt(boxes=(boxes[k],)), Options(multimask=True))
         found = together[3 * k : 3 * k + 3]
         assert [segment.score for segment in found] == pytest.approx([segment.score for segment in alone], abs=1e-3)
         assert all(np.mean(a.mask == b.mask) > 0.999 for a, b in zip(found, alone, strict=True))
@@ -82,44 +83,46 @@ def test_a_box_partly_outside_is_the_clipped_box(predictor, embedding):
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        (GeometricPrompt(), "nothing to segment"),
-        (GeometricPrompt(points=((1.0, 1.0),)), "0 label"),
-        (GeometricPrompt(boxes=BOXES, points=((1.0, 1.0),), point_labels=(1,)), "not 3 boxes"),
-        (GeometricPrompt(boxes=((5.0, 5.0, 5.0, 9.0),)), "no area"),
-        (GeometricPrompt(boxes=((float("nan"), 5.0, 50.0, 9.0),)), "no area"),
-        (GeometricPrompt(points=((float("inf"), 5.0),), point_labels=(1,)), "outside the image"),
+        (GeometricPrompt(points=((1e6, 5.0),), point_labels=(1,)), "points = .*: the point is outside the image"),
+        (GeometricPrompt(boxes=((1e6, 5.0, 1e7, 9.0),)), "boxes = .*: the box is outside the image"),
     ],
 )
-def test_a_prompt_made_by_hand_is_checked_too(predictor, embedding, prompt, message):
+def test_a_prompt_that_does_not_fit_is_refused_before_the_image_encoder_runs(
+    predictor, embedding, photograph, monkeypatch, prompt, message
+):
     with pytest.raises(PromptError, match=message):
         predictor.segment(embedding, prompt)
+    predictor.model.embeddings.clear()
+    monkeypatch.setattr(predictor.model.network.backbone, "forward_image", None)
+    with pytest.raises(PromptError, match=message):
+        predictor.predict(photograph, prompt)
 
 
 def test_an_embedding_of_another_input_size_is_refused(predictor, photograph):
     other = Predictor(predictor.model, 168)
     for prompt in (ConceptPrompt(("shoe",)), GeometricPrompt(boxes=((60, 80, 300, 330),))):
-        with pytest.raises(ValueError, match="made at an input size of 168"):
+        with pytest.raises(ValueError, match="made at an input size of 168; this predictor's is 112"):
             predictor.segment(other.encode_image(photograph), prompt)
 
 
 @pytest.mark.parametrize("percent", [0, -5, 101])
 def test_a_size_out_of_range_is_refused(predictor, photograph, percent):
-    with pytest.raises(ValueError, match=f"size_percent = {percent}: expected 1 to 100"):
+    with pytest.raises(ValueError, match=f"size_percent = {percent}: expected a number from 1 to 100"):
         predictor.encode_image(photograph, percent)
 
 
 def test_the_threshold_is_exclusive_and_keeps_the_order(predictor, embedding):
-    every = predictor.segment(embedding, ConceptPrompt(("shoe",)), confidence_threshold=0.0)
+    every = predictor.segment(embedding, ConceptPrompt(("shoe",)), Options(confidence_threshold=0.0))
     scores = [segment.score for segment in every]
     assert scores == sorted(scores, reverse=True)
     middle = scores[len(scores) // 2]
-    kept = predictor.segment(embedding, ConceptPrompt(("shoe",)), confidence_threshold=middle)
+    kept = predictor.segment(embedding, ConceptPrompt(("shoe",)), Options(confidence_threshold=middle))
     assert [segment.score for segment in kept] == [score for score in scores if score > middle]
     assert 0 < len(kept) < len(every)
 
 
 def test_the_box_of_an_instance_is_inside_its_image_and_that_of_an_outline_bounds_its_mask(predictor, embedding):
-    for segment in predictor.segment(embedding, ConceptPrompt(("shoe",)), confidence_threshold=0.0):
+    for segment in predictor.segment(embedding, ConceptPrompt(("shoe",)), Options(confidence_threshold=0.0)):
         x1, y1, x2, y2 = segment.box
         assert 0 <= x1 < x2 <= embedding.width
         assert 0 <= y1 < y2 <= embedding.height
@@ -134,7 +137,7 @@ def test_threads_on_one_model_get_the_results_of_one_thread(predictor, photograp
     prompts = [GeometricPrompt(boxes=(box,)) for box in BOXES] + [ConceptPrompt(("shoe",))]
     embeddings = [predictor.encode_image(image) for image in (photograph, photograph[:, ::-1])]
     wanted = {
-        (e, p): predictor.segment(embeddings[e], prompt, confidence_threshold=0)[0].mask
+        (e, p): predictor.segment(embeddings[e], prompt, Options(confidence_threshold=0))[0].mask
         for e in range(2)
         for p, prompt in enumerate(prompts)
     }
@@ -143,7 +146,7 @@ def test_threads_on_one_model_get_the_results_of_one_thread(predictor, photograp
     def work(start):
         for step in range(8):
             e, p = (start + step) % 2, (start + 3 * step) % len(prompts)
-            found = predictor.segment(embeddings[e], prompts[p], confidence_threshold=0)[0].mask
+            found = predictor.segment(embeddings[e], prompts[p], Options(confidence_threshold=0))[0].mask
             if not np.array_equal(found, wanted[e, p]):
                 wrong.append((e, p))
 
@@ -161,19 +164,18 @@ def test_the_engine_runs_without_ikomia(small_checkpoint):
 import sys
 sys.modules["ikomia"] = None  # importing it fails
 from pathlib import Path
-import numpy as np, torch
-from sam3_engine.model import shared_model
-from sam3_engine.predictor import Predictor
+import numpy as np
 from sam3_engine.settings import Settings
 settings = Settings().updated({{"input_box": "[5, 5, 50, 50]", "model_weight_file": {str(small_checkpoint)!r}}})
-predictor = Predictor(shared_model(Path(settings.model_weight_file), torch.device("cpu")))
-(segment,) = predictor.segment(predictor.encode_image(np.zeros((60, 80), np.uint16)), settings.prompt())
+predictor = settings.open_predictor(Path("nowhere"))
+(segment,) = predictor.predict(np.zeros((60, 80), np.uint16), settings.prompt().fit(80, 60), settings.options)
 assert segment.mask.shape == (60, 80)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_no_sizes_are_written_into_the_predictor():
-    source = (REPOSITORY / "sam3_engine" / "predictor.py").read_text()
+def test_no_sizes_of_a_network_are_literals():
+    files = ("predictor.py", "detector.py", "click_head.py", "segments.py")
+    source = " ".join((REPOSITORY / "sam3_engine" / name).read_text() for name in files)
     assert not {"1008", "288", "144", "72"} & set(source.replace("(", " ").replace(",", " ").split())

@@ -494,7 +494,7 @@ def test_a_point_on_the_edge_pixels_is_in_the_image(point):
 def test_a_box_wholly_outside_the_image_is_refused(make, name, box):
     message = refusal(make(box).fit, WIDTH, HEIGHT)
     assert_quotes(message, name, str(list(box)))
-    assert f"expected an overlap with [0, 0, {WIDTH}, {HEIGHT}]" in message
+    assert f"expected a box that overlaps [0, 0, {WIDTH}, {HEIGHT}]" in message
 
 
 @pytest.mark.parametrize(
@@ -636,8 +636,8 @@ DRAWN_BOTH = Drawing((OTHER_BOX,), (POINT,))
         # rectangles can be examples, too
         ({"input_box_label": "1"}, DRAWN, ConceptPrompt((), (OTHER_BOX,), (1,)), []),
         ({"input_text": "shoe", "input_box_label": "0"}, DRAWN, ConceptPrompt(("shoe",), (OTHER_BOX,), (0,)), []),
-        ({"input_box_label": "1"}, DRAWN_BOTH, ConceptPrompt((), (OTHER_BOX,), (1,)), ["what is drawn beside"]),
-        ({"input_box": TYPED_BOX, "input_box_label": "1"}, DRAWN, ConceptPrompt((), (BOX,), (1,)), ["what is drawn"]),
+        ({"input_box_label": "1"}, DRAWN_BOTH, ConceptPrompt((), (OTHER_BOX,), (1,)), ["drawn points"]),
+        ({"input_box": TYPED_BOX, "input_box_label": "1"}, DRAWN, ConceptPrompt((), (BOX,), (1,)), ["drawn graphics"]),
         (
             {"input_box": TYPED_BOX, "input_box_label": "1", "input_point": TYPED_POINT, "input_point_label": "[2"},
             None,
@@ -651,7 +651,7 @@ def test_labels_make_examples_of_the_boxes(caplog, typed, drawn, chosen, left_as
     warnings = logged_warnings(caplog)
     assert len(warnings) == len(left_aside)
     for warning, name in zip(warnings, left_aside, strict=True):
-        assert warning.startswith(f"input_box_label is set, so boxes are examples. Not used: {name}")
+        assert warning.startswith(f"input_box_label is set, so boxes are examples. Ignored: {name}")
 
 
 @pytest.mark.parametrize(
@@ -667,7 +667,7 @@ def test_labels_make_examples_of_the_boxes(caplog, typed, drawn, chosen, left_as
             {"input_box": TWO_BOXES, "input_box_label": "[0, 0]"},
             None,
             "input_box_label",
-            "or a phrase that says",
+            "expected at least one label 1, or a phrase",
         ),
         (
             {"input_text": '["shoe", "hat"]', "input_box": TYPED_BOX, "input_box_label": "1"},
@@ -772,14 +772,14 @@ def test_points_are_not_used_with_several_typed_boxes(caplog):
     assert prompt == GeometricPrompt(boxes=(BOX, OTHER_BOX))
     (warning,) = logged_warnings(caplog)
     assert "2 boxes" in warning
-    assert "points are not used" in warning
+    assert "points are ignored" in warning
 
 
 def test_points_are_not_used_with_several_drawn_rectangles(caplog):
     prompt = chosen_prompt(drawing=Drawing((BOX, OTHER_BOX), (POINT, POINT)))
     assert prompt == GeometricPrompt(boxes=(BOX, OTHER_BOX))
     (warning,) = logged_warnings(caplog)
-    assert "points are not used" in warning
+    assert "points are ignored" in warning
 
 
 @pytest.mark.parametrize("labels", ["[0, 1]", "(0, 1)"])

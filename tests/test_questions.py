@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from sam3_engine.fitting import fit_prompt
 from sam3_engine.prompts import GeometricPrompt
 from testbed.scenes import SYNONYMS, Region, draw_scene, iou
 from training.evaluate import Detections, Outlines
@@ -83,7 +84,7 @@ def test_every_question_is_a_prompt_that_the_plugin_takes(outlines):
             tuple((x, y) for x, y in question.points.tolist()),
             tuple(question.labels.tolist()),
         )
-        assert prompt.clipped(width, height)
+        assert fit_prompt(prompt, width, height)
 
 
 def test_every_kind_of_region_is_asked_for(outlines):

@@ -12,10 +12,12 @@ import pytest
 import torch
 from ikomia.dataprocess.workflow import Workflow
 
-from sam3_engine.model import load_model, shared_model
+from sam3_engine.lru_cache import LRUCache
+from sam3_engine.model import load_model
+from sam3_engine.options import Options
 from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import ConceptPrompt, GeometricPrompt
-from sam3_engine.recent import Recent
+from sam3_engine.shared_models import shared_model
 from testbed.direct_use import DirectUse
 from testbed.plugin import PLUGIN
 
@@ -62,7 +64,7 @@ def test_the_last_asked_for_are_kept():
     def ask(recent, key):
         return recent.get(key, lambda: made.append(key) or key.upper())
 
-    recent = Recent(2)
+    recent = LRUCache(2)
     assert [ask(recent, key) for key in "abaabc"] == list("ABAABC")
     assert made == list("abc")
     ask(recent, "b")
@@ -86,14 +88,14 @@ def test_no_more_than_the_capacity_are_in_memory_while_one_is_made():
         alive.add(thing)
         return thing
 
-    recent = Recent(2)
+    recent = LRUCache(2)
     for key in range(5):
         recent.get(key, make)
     assert len(alive) == 2
 
 
 def test_what_fails_is_tried_again():
-    recent = Recent(2)
+    recent = LRUCache(2)
     with pytest.raises(ZeroDivisionError):
         recent.get("a", lambda: 1 / 0)
     assert recent.get("a", lambda: 5) == 5
@@ -177,12 +179,14 @@ def answer(segments):
 
 def test_another_threshold_is_a_filter(small_checkpoint, predictor, calls, photograph):
     embedding = predictor.encode_image(photograph)
-    every = predictor.segment(embedding, ConceptPrompt(("shoe",)), confidence_threshold=0)
+    every = predictor.segment(embedding, ConceptPrompt(("shoe",)), Options(confidence_threshold=0))
     scores = [segment.score for segment in every]
     for threshold in (1.0, scores[3], scores[0], 0.0, scores[-1], scores[5]):
-        found = predictor.segment(embedding, ConceptPrompt(("shoe",)), confidence_threshold=threshold)
+        found = predictor.segment(embedding, ConceptPrompt(("shoe",)), Options(confidence_threshold=threshold))
         fresh = Predictor(load_model(small_checkpoint, CPU))
-        wanted = fresh.segment(fresh.encode_image(photograph), ConceptPrompt(("shoe",)), confidence_threshold=threshold)
+        wanted = fresh.segment(
+            fresh.encode_image(photograph), ConceptPrompt(("shoe",)), Options(confidence_threshold=threshold)
+        )
         assert answer(found) == answer(wanted)
         assert len(found) == sum(score > threshold for score in scores)
     assert (calls.texts, calls.detections) == (1, 1)
@@ -200,8 +204,10 @@ def test_answers_belong_to_their_image_and_phrase(small_checkpoint, predictor, p
     asked = [(image, phrase) for image in (photograph, photograph[::-1]) for phrase in ("shoe", "hat", "red shoe")]
     for image, phrase in [*asked, *asked]:
         fresh = Predictor(load_model(small_checkpoint, CPU))
-        wanted = fresh.segment(fresh.encode_image(image), ConceptPrompt((phrase,)), confidence_threshold=0)
-        found = predictor.segment(predictor.encode_image(image), ConceptPrompt((phrase,)), confidence_threshold=0)
+        wanted = fresh.segment(fresh.encode_image(image), ConceptPrompt((phrase,)), Options(confidence_threshold=0))
+        found = predictor.segment(
+            predictor.encode_image(image), ConceptPrompt((phrase,)), Options(confidence_threshold=0)
+        )
         assert answer(found) == answer(wanted)
 
 
@@ -220,7 +226,7 @@ def test_few_answers_are_kept(predictor, calls, photograph):
 def test_several_phrases_cost_one_encoding_and_each_one_detection_once(predictor, calls, photograph):
     prompt = ConceptPrompt(("shoe", "hat", "shirt"))
     for options in ({}, {}, {"confidence_threshold": 0}, {"iou_threshold": 0.5}, {"iou_threshold": 0}):
-        predictor.segment(predictor.encode_image(photograph), prompt, **options)
+        predictor.segment(predictor.encode_image(photograph), prompt, Options(**options))
     assert (calls.images, calls.texts, calls.detections) == (1, 3, 3)
     predictor.segment(predictor.encode_image(photograph), ConceptPrompt(("hat",)))
     predictor.segment(predictor.encode_image(photograph), ConceptPrompt(("coat", "shoe")))
@@ -230,9 +236,9 @@ def test_several_phrases_cost_one_encoding_and_each_one_detection_once(predictor
 def test_of_a_list_that_is_too_long_to_keep_only_the_rest_is_asked_again(predictor, calls, photograph):
     embedding = predictor.encode_image(photograph)
     prompt = ConceptPrompt(tuple(f"phrase {number}" for number in range(18)))
-    first = answer(predictor.segment(embedding, prompt, confidence_threshold=0))
+    first = answer(predictor.segment(embedding, prompt, Options(confidence_threshold=0)))
     assert calls.detections == 18
-    assert answer(predictor.segment(embedding, prompt, confidence_threshold=0)) == first
+    assert answer(predictor.segment(embedding, prompt, Options(confidence_threshold=0))) == first
     assert calls.detections == 18 + 2
 
 
@@ -248,8 +254,10 @@ def test_a_set_of_examples_is_answered_once(predictor, calls, photograph):
         ConceptPrompt(("shoe",), (one,), (0,)),
         ConceptPrompt(("shoe",)),
     ]
-    first = [answer(predictor.segment(embedding, prompt, confidence_threshold=0)) for prompt in asked]
-    again = [answer(predictor.segment(embedding, prompt, confidence_threshold=0)) for prompt in reversed(asked)]
+    first = [answer(predictor.segment(embedding, prompt, Options(confidence_threshold=0))) for prompt in asked]
+    again = [
+        answer(predictor.segment(embedding, prompt, Options(confidence_threshold=0))) for prompt in reversed(asked)
+    ]
     assert again[::-1] == first
     assert calls.detections == len(asked)
     assert calls.texts == 2  # "shoe", and what the package reads for none
@@ -263,13 +271,13 @@ def test_a_set_of_examples_is_answered_once(predictor, calls, photograph):
 def encodings(workflow, algorithm, photograph, monkeypatch):
     """Calls of the network that ``algorithm`` has loaded."""
     algorithm.init_long_process()
-    return Calls(monkeypatch, algorithm._model.network)
+    return Calls(monkeypatch, algorithm._predictor.model.network)
 
 
 @pytest.fixture
 def loads(monkeypatch, workflow):
     """The checkpoints that the plugin loads from now on."""
-    model = importlib.import_module(f"{PLUGIN}.sam3_engine.model")
+    model = importlib.import_module(f"{PLUGIN}.sam3_engine.shared_models")
     loaded, load = [], model.load_model
     monkeypatch.setattr(
         model, "load_model", lambda checkpoint, *rest: loaded.append(checkpoint) or load(checkpoint, *rest)
@@ -335,11 +343,11 @@ def test_two_tasks_and_a_second_workflow_share_the_model_and_the_image(
     third_task.set_parameters({**algorithm.get_parameters(), "input_point": "", "input_text": "shoe"})
 
     algorithm.init_long_process()
-    calls = Calls(monkeypatch, algorithm._model.network)
+    calls = Calls(monkeypatch, algorithm._predictor.model.network)
     workflow.run_on(array=photograph)
     second_workflow.run_on(array=photograph)
     assert len(loads) == 1
-    assert algorithm._model is second_task._model is third_task._model
+    assert algorithm._predictor.model is second_task._predictor.model is third_task._predictor.model
     assert (calls.images, calls.texts, calls.detections) == (1, 1, 1)
     assert np.array_equal(second_task.get_output(1).get_mask(), third_task.get_output(1).get_mask())
 
@@ -349,7 +357,7 @@ def test_the_last_workflow_takes_the_model_and_its_images_with_it(plugins_direct
     task = workflow.add_task(name=PLUGIN, auto_connect=True)
     task.set_parameters({"model_weight_file": str(small_checkpoint), "cuda": "False", "input_text": "shoe"})
     workflow.run_on(array=photograph)
-    model, embedding = weakref.ref(task._model), weakref.ref(task._predictor.encode_image(photograph))
+    model, embedding = weakref.ref(task._predictor.model), weakref.ref(task._predictor.encode_image(photograph))
     assert embedding() is not None
     del workflow, task
     gc.collect()
@@ -385,7 +393,7 @@ def test_an_image_that_changes_while_its_run_waits_is_not_taken_for_another(smal
     buffer, waiting, change = photograph.copy(), threading.Event(), threading.Event()
 
     def hold():
-        with predictor.model.running():
+        with predictor.model.exclusive_inference():
             waiting.set()
             change.wait(20)
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from sam3_engine.segments import Segment, best, label_map, without_duplicates
+from sam3_engine.nms import drop_duplicates
+from sam3_engine.segments import Segment, best, label_map
 from testbed.plugin import REPOSITORY
 from testbed.scenes import iou
 
@@ -102,7 +103,8 @@ def test_many_instances_on_24_megapixels_take_less_than_half_a_gigabyte():
     """Above the label map, in a process of its own. 60 masks kept at a time would take three times that."""
     code = """
 import resource, numpy as np, torch
-from sam3_engine.segments import Segment, label_map
+from sam3_engine.segments import label_map
+from sam3_engine.segments import Segment
 logits = torch.randn(60, 288, 288, generator=torch.Generator().manual_seed(0))
 segments = [Segment(one, 6000, 4000, 0.5, "object") for one in logits]
 segments[0].mask  # threads and kernels are there
@@ -172,7 +174,7 @@ def kept_by_the_book(segments, iou_threshold):
 @pytest.mark.parametrize("count", [1, 2, 40, 600])  # as many as are compared at once, and more
 def test_duplicates_are_dropped_as_pair_by_pair(count, iou_threshold):
     segments = random_segments(count, seed=count)
-    kept = without_duplicates(segments, iou_threshold)
+    kept = drop_duplicates(segments, iou_threshold)
     assert kept == kept_by_the_book(segments, iou_threshold)
     if iou_threshold == 1:
         assert kept == segments
@@ -189,8 +191,8 @@ def test_duplicates_are_found_in_every_precision_and_under_autocast():
     for dtype in (torch.float32, torch.bfloat16):
         segments = [Segment(part.to(dtype), 10, 10, 0.5, "object") for part in (logits, more)]
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert without_duplicates(segments, 0.997) == segments
-            assert without_duplicates(segments, 0.996) == segments[:1]
+            assert drop_duplicates(segments, 0.997) == segments
+            assert drop_duplicates(segments, 0.996) == segments[:1]
 
 
 def test_what_is_like_a_dropped_one_only_is_kept():
@@ -200,4 +202,4 @@ def test_what_is_like_a_dropped_one_only_is_kept():
         logits = torch.full((48, 48), -1.0)
         logits[:, offset : offset + 16] = 1
         segments.append(Segment(logits, 10, 10, score, "object"))
-    assert without_duplicates(segments, 0.3) == [segments[0], segments[2]]
+    assert drop_duplicates(segments, 0.3) == [segments[0], segments[2]]

@@ -8,10 +8,11 @@ import torch
 
 from sam3_engine.architecture import Architecture
 from sam3_engine.model import build_network, load_model
+from sam3_engine.options import Options
 from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import ConceptPrompt
-from sam3_engine.runtime import running_on
-from testbed.random_weights import SMALL
+from sam3_engine.random_weights import SMALL
+from sam3_engine.redirection import redirect_cuda
 from testbed.scenes import COLOURS, DOT_COLOURS, KINDS, draw_scene
 from training.batches import NOTHING, Batches, _dense_targets
 from training.dense import DenseHeads
@@ -263,12 +264,12 @@ def test_what_exemplar_boxes_show_is_learned_by_the_geometry_encoder(batch):
     torch.manual_seed(1)
     training = Training(PLAN, CPU, TINY)
     network, head = training.network, ExemplarHead(TINY.width)
-    with torch.no_grad(), running_on(CPU):
+    with torch.no_grad(), redirect_cuda(CPU):
         features = network.backbone.forward_image(batch.images.float() / 127.5 - 1)
     optimiser = torch.optim.Adam([*network.geometry_encoder.parameters(), *head.parameters()], lr=3e-3)
     seen = []
     for _ in range(40):
-        with running_on(CPU):
+        with redirect_cuda(CPU):
             losses = head(network, features, batch)
         seen.append({name: loss.item() for name, loss in losses.items()})
         optimiser.zero_grad()
@@ -326,17 +327,39 @@ def test_the_command_trains_and_logs_and_leaves_no_state(tmp_path, monkeypatch, 
     train_main()
     load_model(tmp_path / "trained.pt", CPU)
     printed = capsys.readouterr().out
-    assert "step 2" in printed
-    assert "outline dice" in printed
-    assert state.with_suffix(".log").read_text() == printed
+    overview, _, losses = printed.partition("at the end.\n")
+    for told in (
+        "to step 3;",
+        "minutes on two CPU cores",
+        f"saved to {state} every 5 minutes",
+        str(tmp_path / "trained.pt"),
+    ):
+        assert told in overview
+    assert "step 2" in losses
+    assert "outline dice" in losses
+    assert state.with_suffix(".log").read_text() == losses
     assert not state.exists()
+
+
+def test_the_command_says_from_where_it_resumes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("training.train.SHAPES", TINY)
+    state = tmp_path / "state.pt"
+    half = Training(PLAN, CPU, TINY)
+    half.plan = dataclasses.replace(PLAN, steps=3)
+    finished(half, state)
+    half.plan = PLAN
+    half.save(state)
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in dataclasses.asdict(PLAN).items()]
+    monkeypatch.setattr("sys.argv", ["train", str(tmp_path / "trained.pt"), "--state", str(state), *options])
+    train_main()
+    assert f"Training from step 3, which {state} holds, to step {PLAN.steps};" in capsys.readouterr().out
 
 
 def test_the_command_says_what_is_wrong_before_it_trains(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["train", str(tmp_path / "nowhere" / "trained.pt")])
     with pytest.raises(SystemExit):
         train_main()
-    assert "there is no folder" in capsys.readouterr().err
+    assert "nowhere for the checkpoint does not exist" in capsys.readouterr().err
 
 
 def test_every_part_that_images_use_is_trained(tmp_path):
@@ -366,4 +389,4 @@ def test_the_checkpoint_is_one_that_the_engine_loads(tmp_path):
         assert torch.allclose(tensor, averaged, rtol=1e-3, atol=1e-6), name
     predictor = Predictor(model)
     embedding = predictor.encode_image(np.zeros((50, 60, 3), np.uint8))
-    assert len(predictor.segment(embedding, ConceptPrompt(("star",)), confidence_threshold=0)) == TINY.queries
+    assert len(predictor.segment(embedding, ConceptPrompt(("star",)), Options(confidence_threshold=0))) == TINY.queries

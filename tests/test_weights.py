@@ -1,4 +1,4 @@
-"""find_checkpoint() against a server on 127.0.0.1 that plays the Hugging Face hub over real HTTP."""
+"""find_checkpoint(), with a server on 127.0.0.1 that stands in for the Hugging Face hub, over real HTTP."""
 
 import json
 import os
@@ -21,7 +21,7 @@ TOKEN = "hf_aTokenThatNobodyMaySee"
 
 
 class Denial(NamedTuple):
-    """An answer of the hub that is no file."""
+    """An error response of the hub."""
 
     status: int
     code: str = ""  # the header X-Error-Code
@@ -38,8 +38,8 @@ NO_ACCESS = [
 ]
 NO_FILE = Denial(404, "EntryNotFound", "Entry not found")
 
-# Runs with the repository as its working directory. huggingface_hub asks a failing hub again after 1, 2, 4, 8 and 8
-# seconds; here it asks as often, without the waiting.
+# Runs with the repository as its working directory. huggingface_hub retries a failing hub after 1, 2, 4, 8 and 8
+# seconds; here it retries as often, but does not wait.
 FIND_CHECKPOINT = """
 import json, sys, time, traceback
 from pathlib import Path
@@ -55,7 +55,7 @@ print(json.dumps(outcome))
 
 
 class Request(NamedTuple):
-    """What the hub was asked for, and the status it answered with."""
+    """A request to the hub, and the status of the response."""
 
     method: str
     headers: dict[str, str]
@@ -63,14 +63,14 @@ class Request(NamedTuple):
 
 
 class Hub(ThreadingHTTPServer):
-    """Gives ``content`` to whoever asks for sam3.pt of facebook/sam3, unless there is a ``denial``."""
+    """Serves ``content`` as sam3.pt of facebook/sam3, or responds with ``denial`` if it is set."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), HubConnection)
         self.content = PUBLISHED
         self.denial: Denial | None = None
-        self.cuts = 0  # of how many GETs, the first ones, only half of the answer goes out
-        self.revoked_after = 10**9  # GETs, after which the token is refused
+        self.cuts = 0  # how many GETs, from the first, are cut off halfway through the body
+        self.revoked_after = 10**9  # how many GETs are accepted before the token is rejected
         self.requests: list[Request] = []
 
     @property
@@ -79,7 +79,7 @@ class Hub(ThreadingHTTPServer):
 
 
 class HubConnection(BaseHTTPRequestHandler):
-    """One connection of a client to a :class:`Hub`."""
+    """One client connection to a :class:`Hub`."""
 
     protocol_version = "HTTP/1.1"
     server: Hub
@@ -94,7 +94,7 @@ class HubConnection(BaseHTTPRequestHandler):
         self.close_connection = cut
 
     def _answer(self) -> bytes:
-        """Note the request and send the head of the answer; returns the body that belongs to it."""
+        """Record the request, send the status and the headers, and return the body to send."""
         status, headers, body = self._reply()
         self.server.requests.append(Request(self.command, dict(self.headers), status))
         self.send_response(status)
@@ -124,12 +124,12 @@ class HubConnection(BaseHTTPRequestHandler):
         return 206, headers, content[start:]
 
     def log_message(self, *_: object) -> None:
-        """Keep the output of the tests free of a line per request."""
+        """Log nothing: the output of the tests needs no line per request."""
 
 
 @dataclass
 class Outcome:
-    """What find_checkpoint() returned or raised; ``stderr`` has the traceback, too."""
+    """What find_checkpoint() returned or raised; ``stderr`` also has the traceback."""
 
     stderr: str
     path: Path | None = None
@@ -138,7 +138,7 @@ class Outcome:
 
 
 class Machine:
-    """A user's machine, all of it in ``folder``, and the hub that it asks."""
+    """A user's machine, with all of its files in ``folder``, and the hub that it connects to."""
 
     def __init__(self, folder: Path, endpoint: str) -> None:
         self.folder = folder
@@ -150,7 +150,7 @@ class Machine:
         self.temporary.mkdir()
 
     def find_checkpoint(self, model_weight_file: str = "", **environment: str) -> Outcome:
-        """Call it in a process of its own: huggingface_hub reads the environment once, when it is imported."""
+        """Call the function in a new process: huggingface_hub reads the environment only when it is imported."""
         inherited = {
             name: value
             for name, value in os.environ.items()
@@ -173,7 +173,7 @@ class Machine:
             timeout=60,
         )
         assert done.returncode == 0, done.stderr
-        answer = json.loads(done.stdout.splitlines()[-1])  # huggingface_hub may have printed before
+        answer = json.loads(done.stdout.splitlines()[-1])  # huggingface_hub may have printed something before it
         if "path" in answer:
             return Outcome(done.stderr, Path(answer["path"]))
         return Outcome(done.stderr, error=answer["error"], message=answer["message"])
@@ -201,7 +201,7 @@ def write(path: Path, content: bytes = b"weights") -> Path:
 
 
 def fill_cache(machine: Machine, hub: Hub) -> Path:
-    """Have sam3.pt in the Hugging Face cache, and the hub as if nobody had asked it."""
+    """Download sam3.pt into the Hugging Face cache, then clear the recorded requests."""
     cached = machine.find_checkpoint().path
     assert cached is not None
     hub.requests.clear()
@@ -210,10 +210,10 @@ def fill_cache(machine: Machine, hub: Hub) -> Path:
 
 def assert_says_where_to_put_the_file(outcome: Outcome, machine: Machine) -> None:
     assert str(machine.beside_the_plugin) in outcome.message
-    assert "model_weight_file" in outcome.message
+    assert "set weights to its path" in outcome.message
 
 
-# Where it looks, in which order
+# Search order
 
 
 def test_a_named_file_wins_over_all_others(machine, hub):
@@ -246,7 +246,7 @@ def test_the_hub_is_asked_when_the_file_is_nowhere(machine, hub):
     assert [request.method for request in hub.requests] == ["HEAD", "GET"]
 
 
-# A named file
+# A file named by the user
 
 
 @pytest.mark.parametrize("written", ["~/mine.pt", "  {home}/mine.pt\t", " ~/mine.pt\n"])
@@ -256,15 +256,15 @@ def test_a_named_file_may_start_in_the_home_folder_and_have_blanks_around(machin
     assert machine.find_checkpoint(written.format(home=machine.home)).path == named
 
 
-# relative names, as a message shortens a long path and that of a temporary folder may be long
+# relative paths: messages shorten long ones, and the path of a temporary folder may be long
 @pytest.mark.parametrize(("named", "reason"), [("absent/mine.pt", "no such file"), ("tests", "a folder")])
 def test_a_named_file_that_is_none_is_refused(machine, hub, named, reason):
     write(machine.beside_the_plugin)
 
     outcome = machine.find_checkpoint(f" {named} ")
 
-    assert outcome.error == "ValueError"
-    assert f"model_weight_file = '{named}'" in outcome.message
+    assert outcome.error == "WeightFileError"
+    assert f"weights = '{named}'" in outcome.message
     assert reason in outcome.message
     assert hub.requests == []
 
@@ -274,7 +274,7 @@ def test_what_is_no_file_says_so(machine):
     assert "this is not a file" in machine.find_checkpoint("/dev/zero").message
 
 
-# A download
+# Successful downloads
 
 
 def test_a_download_is_one_file_inside_the_cache_and_happens_once(machine, hub):
@@ -303,14 +303,14 @@ def test_a_download_carries_the_token(machine, hub, logged_in):
 
 
 def test_a_download_shows_its_progress_on_stderr(machine):
-    shown = machine.find_checkpoint(TQDM_POSITION="-1").stderr  # or else only on a terminal
+    shown = machine.find_checkpoint(TQDM_POSITION="-1").stderr  # otherwise tqdm shows it only on a terminal
 
     assert "sam3.pt: 100%" in shown
     assert "300k/300k" in shown
 
 
 def test_a_download_resumes_when_the_connection_is_cut(machine, hub):
-    # huggingface_hub writes 10 MiB at a time: a cut before that leaves nothing to resume from
+    # huggingface_hub writes 10 MiB at a time: if the connection is cut earlier, there is nothing to resume
     hub.content = random.Random(4).randbytes(25 * 2**20)
     hub.cuts = 1
 
@@ -331,7 +331,7 @@ def test_a_file_that_was_missing_on_the_hub_is_asked_for_again(machine, hub):
     assert machine.find_checkpoint().path.read_bytes() == PUBLISHED
 
 
-# No download
+# Failed downloads
 
 
 @pytest.mark.parametrize(("denial", "token"), NO_ACCESS)
@@ -371,7 +371,7 @@ def test_a_hub_out_of_order_is_named_by_its_status(machine, hub, status):
 
 
 def test_a_hub_that_cannot_be_reached_leaves_the_file_to_the_user(machine):
-    with socket.socket() as closed_port:  # bound so that nobody else takes it; it does not listen
+    with socket.socket() as closed_port:  # bound, so that no other process takes it, but not listening
         closed_port.bind(("127.0.0.1", 0))
         machine.endpoint = f"http://127.0.0.1:{closed_port.getsockname()[1]}"
         outcome = machine.find_checkpoint(HF_TOKEN=TOKEN)
@@ -393,7 +393,7 @@ def test_a_hub_that_cannot_be_reached_leaves_the_file_to_the_user(machine):
     ids=str,
 )
 def test_odd_settings_of_the_network_leave_the_file_to_the_user(machine, environment):
-    machine.endpoint = "http://192.0.2.1"  # not this machine, which no proxy is asked for
+    machine.endpoint = "http://192.0.2.1"  # not this machine: requests to it bypass proxies
     outcome = machine.find_checkpoint(**environment)
     assert outcome.error == "WeightsError"
     assert_says_where_to_put_the_file(outcome, machine)

@@ -115,7 +115,7 @@ def test_several_boxes_give_the_masks_that_each_gives_alone(run):
 def test_points_beside_several_boxes_are_not_used_and_one_warning_says_so(run, caplog):
     with_points = [output.get_mask() for output in run(input_box=BOXES, input_point=[POINT])]
     assert len(warnings_of(caplog)) == 1
-    assert "points are not used" in warnings_of(caplog)[0]
+    assert "points are ignored" in warnings_of(caplog)[0]
     without = [output.get_mask() for output in run(input_box=BOXES)]
     assert all(np.array_equal(a, b) for a, b in zip(with_points, without, strict=True))
 
@@ -150,7 +150,7 @@ def test_text_is_used_before_all_else_and_one_warning_says_so(run, caplog):
     (output,) = run(input_text="shoe", confidence_threshold=0, input_box="not even a box", input_point=[POINT])
     assert output.get_class_names()[1] == "shoe 1"
     assert len(warnings_of(caplog)) == 1
-    assert "input_box and input_point are not used" in warnings_of(caplog)[0]
+    assert "Ignored: input_box, input_point." in warnings_of(caplog)[0]
 
 
 def test_no_prompt_gives_a_warning_and_one_empty_mask(run, algorithm, photograph, caplog):
@@ -319,7 +319,7 @@ def test_what_is_no_value_is_refused(algorithm, value):
 
 def test_a_name_may_be_anything(algorithm, caplog):
     algorithm.set_parameters({1: 2, None: 3})
-    assert warnings_of(caplog)[0].startswith("There is no parameter 1, None: ")
+    assert warnings_of(caplog)[0].startswith("Unknown parameters are ignored: 1, None. Known parameters: ")
 
 
 def test_a_misspelt_parameter_is_named_in_a_warning(workflow, algorithm, caplog):
@@ -327,7 +327,7 @@ def test_a_misspelt_parameter_is_named_in_a_warning(workflow, algorithm, caplog)
     workflow.set_parameters({"input_txt": "shoe", "confidence_treshold": 0.3, "input_text": "hat"}, task_obj=algorithm)
     assert algorithm.get_parameters() == {**before, "input_text": "hat"}
     (warning,) = warnings_of(caplog)
-    assert warning.startswith("There is no parameter input_txt, confidence_treshold: ")
+    assert warning.startswith("Unknown parameters are ignored: input_txt, confidence_treshold. Known parameters: ")
     assert "input_text" in warning
 
 

@@ -1,1 +1,1 @@
-"""How the shapes network of the demo is trained and evaluated."""
+"""Training and evaluation of the demo's shapes network."""

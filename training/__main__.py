@@ -1,4 +1,4 @@
-"""Run :mod:`training.train`."""
+"""Run the training."""
 
 from .train import main
 

@@ -1,4 +1,4 @@
-"""Batches of drawn scenes with prompts, and what the network should answer."""
+"""Batches of drawn scenes with prompts and targets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional
 
-from sam3_engine.model import Architecture
+from sam3_engine.architecture import Architecture
 from testbed.scenes import COLOURS, DOT_COLOURS, KINDS, Region, Scene, draw_scene
 
 from .questions import (
@@ -26,25 +26,26 @@ from .questions import (
 
 DETECTOR_PROMPTS_PER_SCENE = 2
 OUTLINES_PER_SCENE = {"point": 5, "points": 2, "box": 4, "box and point": 3}
-WITH_EXEMPLARS = 0.25  # of the detector's prompts; the others are phrases alone
-ABSENT = 0.3  # of the phrases alone
-DOTS = 0.2  # of the phrases alone: more than are asked later, since many scenes have none
+WITH_EXEMPLARS = 0.25  # share of the detector's prompts; the others are phrases alone
+ABSENT = 0.3  # share of the phrases alone
+DOTS = 0.2  # share of the phrases alone: more than in the evaluation, since many scenes have no dot
 EXEMPLAR_SHARES = dict(zip(EXEMPLAR_KINDS, (0.35, 0.15, 0.2, 0.3), strict=True))
-NO_PHRASE = "visual"  # what the package's text encoder reads when exemplar boxes ask alone
-NOTHING = -100  # what torch's cross entropy leaves out
+NO_PHRASE = "visual"  # what the package's text encoder reads for exemplar boxes without a phrase
+NOTHING = -100  # PyTorch's cross entropy ignores this index
 
-BOX_CORNERS = (2, 3)  # labels of a box's corners, when a mask decoder is given them as points
+BOX_CORNERS = (2, 3)  # labels of a box's corners, which the mask decoder reads as points
 
 
 @dataclass(frozen=True)
 class DenseTargets:
-    """What is at each place of a feature map, for B scenes.
+    """What is at each position of a feature map, for B scenes.
 
     Attributes:
-        object: (B, side, side) 0..1, how much of the place is part of any shape.
-        dots: (B, D, side, side) 0..1, how much of it is part of a dot of each of DOT_COLOURS.
-        kind, colour: (B, side, side) numbers in KINDS and COLOURS of the shape there, or NOTHING.
-        box: (B, 4, side, side) that shape's box as x1, y1, x2, y2 in 0..1.
+        object: (B, side, side) 0..1, the share that any shape covers.
+        dots: (B, D, side, side) 0..1, the share that a dot of each of DOT_COLOURS covers.
+        kind: (B, side, side) index in KINDS of the shape there, or NOTHING.
+        colour: (B, side, side) index in COLOURS of the shape there, or NOTHING.
+        box: (B, 4, side, side) the box of that shape, x1, y1, x2, y2 in 0..1.
     """
 
     object: torch.Tensor
@@ -56,11 +57,12 @@ class DenseTargets:
 
 @dataclass(frozen=True)
 class ShapeTargets:
-    """All shapes of B scenes, M at most in a scene.
+    """All shapes of B scenes, at most M per scene.
 
     Attributes:
-        boxes: for each scene (n, 4) centre, width and height in 0..1.
-        kind, colour: (B, M) numbers in KINDS and COLOURS, or NOTHING where a scene has fewer shapes.
+        boxes: for each scene, (n, 4) centre, width and height in 0..1.
+        kind: (B, M) index in KINDS, or NOTHING where a scene has fewer shapes.
+        colour: (B, M) index in COLOURS, or NOTHING where a scene has fewer shapes.
     """
 
     boxes: list[torch.Tensor]
@@ -73,11 +75,11 @@ class DetectorPrompt:
     """A phrase with exemplar boxes.
 
     Attributes:
-        scene: number of the scene in the batch.
+        scene: index of the scene in the batch.
         phrase: as the text encoder reads it.
         boxes: (n, 4) centre, width and height in 0..1.
-        labels: (n,) positive 1, negative 0.
-        answers: numbers of the batch's regions.
+        labels: (n,) 1 positive, 0 negative.
+        answers: indices of the batch's regions.
     """
 
     scene: int
@@ -89,14 +91,14 @@ class DetectorPrompt:
 
 @dataclass(frozen=True)
 class OutlinePrompts:
-    """Prompts of points and boxes that have the same number of points, a box being two.
+    """Prompts of points and boxes with the same number of points; a box counts as two.
 
     Attributes:
-        scenes: (N,) numbers of the scenes in the batch.
+        scenes: (N,) indices of the scenes in the batch.
         points: (N, n, 2) x and y in 0..1.
-        labels: (N, n) foreground 1, background 0, or :data:`BOX_CORNERS`.
-        answers: (N,) numbers of the batch's regions.
-        acceptable: for each prompt, the regions that could be meant.
+        labels: (N, n) 1 foreground, 0 background, or :data:`BOX_CORNERS`.
+        answers: (N,) indices of the batch's regions.
+        acceptable: for each prompt, the indices of all plausible regions.
     """
 
     scenes: torch.Tensor
@@ -108,14 +110,14 @@ class OutlinePrompts:
 
 @dataclass(frozen=True)
 class Batch:
-    """B scenes with what is asked about them.
+    """B scenes with prompts and targets.
 
     Attributes:
         images: (B, 3, resolution, resolution) uint8 RGB.
-        dense: at the resolution of the masks and of the image tokens.
+        dense: targets at the resolution of the masks and of the image tokens.
         shapes: all shapes of the scenes.
-        masks: (R, side, side) 0..1, the coverage of every region that is an answer, at the resolution of the masks.
-        boxes: (R, 4) their boxes: centre, width and height in 0..1.
+        masks: (R, side, side) 0..1, the coverage of every region that prompts ask for, at the resolution of the masks.
+        boxes: (R, 4) the boxes of these regions: centre, width and height in 0..1.
         detector_prompts: phrases and exemplar boxes.
         outlines: points and boxes, for the mask decoder.
     """
@@ -130,10 +132,10 @@ class Batch:
 
 
 class Batches(torch.utils.data.Dataset[Batch]):
-    """An endless sequence of batches, each a function of the seed and its number alone."""
+    """An endless sequence of batches; each depends only on the seed and its index."""
 
     def __init__(self, architecture: Architecture, seed: int, scenes: int, *, prompts: bool) -> None:
-        """Of ``scenes`` scenes each; without ``prompts`` only what is needed to learn what is where."""
+        """Make batches of ``scenes`` scenes; without ``prompts``, only with dense targets."""
         self.architecture, self.seed, self.scenes, self.prompts = architecture, seed, scenes, prompts
 
     def __getitem__(self, number: int) -> Batch:
@@ -163,35 +165,35 @@ class Batches(torch.utils.data.Dataset[Batch]):
 
 
 def _scene(random: np.random.Generator, resolution: int) -> Scene:
-    """As large as the network's input, and of any aspect ratio."""
+    """Draw a scene with as many pixels as the network's input, and a random aspect ratio."""
     aspect = np.exp(random.uniform(-np.log(2), np.log(2))) if random.random() < 0.75 else 1.0
     width = round(resolution * np.sqrt(aspect))
     return draw_scene(random, width, round(resolution**2 / width))
 
 
 def _resized(image: np.ndarray, resolution: int) -> torch.Tensor:
-    """(3, resolution, resolution), as the predictor's own preprocessing makes it."""
+    """Resize an image to (3, resolution, resolution), as the predictor's preprocessing does."""
     return functional.resize(torch.from_numpy(image).permute(2, 0, 1), [resolution, resolution], antialias=True)
 
 
 def _shrunk(coverage: np.ndarray, side: int) -> torch.Tensor:
-    """(side, side), the mean coverage of each cell."""
+    """Downsample coverage to (side, side), the mean of each cell."""
     return torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(coverage)[None], side)[0]
 
 
 def _relative_corners(boxes: Sequence[Sequence[float]], scene: Scene) -> torch.Tensor:
-    """Boxes x1, y1, x2, y2 in pixels as the same in 0..1."""
+    """Convert boxes x1, y1, x2, y2 from pixels to 0..1."""
     height, width = scene.image.shape[:2]
     return torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4) / torch.tensor([width, height, width, height])
 
 
 def _relative(boxes: Sequence[Sequence[float]], scene: Scene) -> torch.Tensor:
-    """Boxes x1, y1, x2, y2 in pixels as centre, width and height in 0..1."""
+    """Convert boxes x1, y1, x2, y2 in pixels to centre, width and height in 0..1."""
     return box_convert(_relative_corners(boxes, scene), "xyxy", "cxcywh")
 
 
 class _Regions:
-    """The regions that a batch asks for, each kept once."""
+    """The regions that a batch asks for, without duplicates."""
 
     def __init__(self, side: int) -> None:
         self._side = side
@@ -200,7 +202,7 @@ class _Regions:
         self._boxes: list[torch.Tensor] = []
 
     def number(self, region: Region, scene: Scene) -> int:
-        """The number of a region, which is noted if it is new."""
+        """Return the index of a region; add the region if it is new."""
         if region not in self._numbers:
             self._numbers[region] = len(self._numbers)
             self._masks.append(_shrunk(region.coverage, self._side))
@@ -237,7 +239,7 @@ def _detector_prompts(
 
 
 def _grouped_outlines(questions: list[tuple[int, Scene, OutlineQuestion]], regions: _Regions) -> list[OutlinePrompts]:
-    """The questions by their number of points: the mask decoder takes prompts of one length at a time."""
+    """Group questions by their number of points: the mask decoder takes prompts of equal length."""
     groups: dict[int, list[tuple[int, Scene, OutlineQuestion]]] = {}
     for asked in questions:
         question = asked[2]
@@ -257,14 +259,14 @@ def _grouped_outlines(questions: list[tuple[int, Scene, OutlineQuestion]], regio
 
 
 def _points(question: OutlineQuestion, scene: Scene) -> torch.Tensor:
-    """(n, 2) in 0..1, the box's corners first, as the package orders them."""
+    """Return the points (n, 2) in 0..1, the corners of the box first, as the package orders them."""
     height, width = scene.image.shape[:2]
     corners = np.array(question.box or (), float).reshape(-1, 2)
     return torch.from_numpy(np.concatenate([corners, question.points]) / [width, height]).float()
 
 
 def _labels(question: OutlineQuestion) -> torch.Tensor:
-    """(n,) for the points of :func:`_points`."""
+    """Return the labels (n,) of the points of :func:`_points`."""
     return torch.tensor([*(BOX_CORNERS if question.box else ()), *question.labels.tolist()], dtype=torch.int32)
 
 

@@ -1,9 +1,9 @@
-"""An auxiliary loss for the image encoder: what is at each place.
+"""An auxiliary loss for the image encoder: what is at each position of the feature maps.
 
-Prompts teach little as long as the image features mean nothing, and features mean little as long as nobody asks for
-them: training that starts with prompts stalls. So 1x1 convolutions, thrown away in the end, read from the features, at
-every place, whether an object is there, of which kind and colour, and where its box is, and whether a white or a black
-dot is. Training starts with this, and goes on with it beside the prompts.
+Training that starts with prompts stalls: prompts teach little while the image features carry no information, and the
+features learn little without useful gradients from the prompts. So 1x1 convolutions, which are discarded after
+training, predict from the features at every position whether there is an object, its kind, colour and box, and whether
+there is a white or black dot. Training starts with this loss alone and keeps it when the prompts are added.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from .batches import NOTHING, Batch, DenseTargets
 from .losses import Losses
 
 FEATURE_PENALTY = 0.03
-LEVELS = (0, 2)  # of the feature pyramids: where masks are made, and the image tokens
+LEVELS = (0, 2)  # of the feature pyramids: the one for masks, and the image tokens
 _PARTS = {"object": 1, "dots": len(DOT_COLOURS), "kind": len(KINDS), "colour": len(COLOURS), "box": 4}
 
 
 class DenseHeads(torch.nn.Module):
-    """A 1x1 convolution for each head's feature pyramid (detector, mask decoder) and level."""
+    """A 1x1 convolution for each feature pyramid (of the detector and of the mask decoder) and level."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class DenseHeads(torch.nn.Module):
         )
 
     def forward(self, features: Mapping[str, Any], batch: Batch) -> Losses:
-        """Losses of what they say of the image encoder's features, against ``batch.dense``."""
+        """Return the losses of the predictions from the image encoder's features, with ``batch.dense`` as targets."""
         pyramids = (features["backbone_fpn"], features["sam2_backbone_out"]["backbone_fpn"])
         losses: dict[str, list[torch.Tensor]] = {}
         for number, convolution in enumerate(self.convolutions):
@@ -43,7 +43,7 @@ class DenseHeads(torch.nn.Module):
             for name, loss in _losses(read, batch.dense[level]).items():
                 losses.setdefault(name, []).append(loss)
         summed = {name: torch.stack(of_all).sum() for name, of_all in losses.items()}
-        # position encodings are of size 1: features much larger than that would drown them in every attention
+        # position encodings have magnitude 1: much larger features would drown them in every attention
         squares = [level.float().square().mean() for pyramid in pyramids for level in pyramid]
         return {**summed, "features": FEATURE_PENALTY * torch.stack(squares).sum()}
 

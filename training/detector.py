@@ -1,4 +1,4 @@
-"""The detector's losses: every instance of a phrase, or of what exemplar boxes show, and nothing else."""
+"""The losses of the detector: every instance of a phrase, or of what exemplar boxes show, and nothing else."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchvision.ops import box_convert, generalized_box_iou, generalized_box_iou_loss
 
+from sam3_engine.contexts import importing_sam3
 from sam3_engine.model import Sam3Image
-from sam3_engine.runtime import importing_sam3
 
 from .batches import Batch
 from .exemplars import exemplar_boxes
@@ -20,30 +20,32 @@ with importing_sam3():
     from sam3.model.data_misc import FindStage
 
 WEIGHTS = {"score": 1.0, "l1": 5.0, "giou": 2.0, "mask": 4.0, "dice": 2.0, "presence": 1.0}
-AUXILIARY_WEIGHT = 0.2  # of each of the decoder's layers before the last
+AUXILIARY_WEIGHT = 0.2  # of each decoder layer before the last
 ONE_TO_MANY_WEIGHT = 0.7
 MATCHES_OF_ONE_TO_MANY = 4
-ABSENT_SCORE_WEIGHT = 0.3  # the presence token has learned already that the phrase names nothing
+ABSENT_SCORE_WEIGHT = 0.3  # the presence token already learns that the phrase names nothing
 
 
 def prepare(network: Sam3Image) -> None:
-    """Set what makes a network that predicts return what training needs: see :func:`detector_losses`."""
-    network.use_act_checkpoint_seg_head = False  # saves memory that nobody lacks, and costs a second forward pass
+    """Make a network for prediction return what :func:`detector_losses` needs, in place."""
+    network.use_act_checkpoint_seg_head = (
+        False  # saves memory, which is not scarce here, but costs a second forward pass
+    )
     network.segmentation_head.act_ckpt = False
     network.o2m_mask_predict = False
     network.back_convert = lambda targets: targets
-    network._compute_matching = lambda outputs, targets: None  # the package's needs its training code; ours is below
+    network._compute_matching = lambda outputs, targets: None  # the package's needs its training code; see below
 
 
 def detector_losses(network: Sam3Image, features: Mapping[str, Any], batch: Batch) -> Losses:
-    """Ask the detector all prompts of a batch at once.
+    """Answer all prompts of a batch with the detector, and return the losses.
 
-    Queries come in two halves: one-to-one, each answer being matched by one of them, which are those that predict
-    later, and one-to-many, with which an answer teaches several queries at each step.
+    Queries come in two halves. In the one-to-one half, which makes the predictions, each answer matches one query. In
+    the one-to-many half, each answer teaches several queries per step.
 
     Args:
         network: prepared, in evaluation mode.
-        features: of the batch's images, by the image encoder.
+        features: of the batch's images, from the image encoder.
         batch: with prompts.
     """
     prompts = batch.detector_prompts
@@ -54,7 +56,7 @@ def detector_losses(network: Sam3Image, features: Mapping[str, Any], batch: Batc
         text_ids=torch.arange(len(prompts), device=device),
         **dict.fromkeys(["input_boxes", "input_boxes_mask", "input_boxes_label", "input_points", "input_points_mask"]),
     )
-    network.training = True  # the switch for the second half of the queries; the parts stay in evaluation mode
+    network.training = True  # turns on the second half of the queries; submodules stay in evaluation mode
     try:
         outputs = network.forward_grounding(
             backbone_out={**features, **text},
@@ -78,7 +80,7 @@ def detector_losses(network: Sam3Image, features: Mapping[str, Any], batch: Batc
 
 
 def _corners(boxes: torch.Tensor) -> torch.Tensor:
-    """(N, 4) x1, y1, x2, y2 of boxes given by centre, width and height."""
+    """Convert boxes (N, 4) from centre, width and height to x1, y1, x2, y2."""
     return box_convert(boxes, "cxcywh", "xyxy")
 
 
@@ -87,7 +89,7 @@ def _total(losses: Losses) -> torch.Tensor:
 
 
 def _instance_losses(outputs: Mapping[str, torch.Tensor], batch: Batch, *, one_to_many: bool = False) -> Losses:
-    """Losses of one decoder layer; masks only come with the last one's one-to-one queries."""
+    """Return the losses of one decoder layer; only one-to-one queries of the last layer have masks."""
     suffix = "_o2m" if one_to_many else ""
     logits, boxes = outputs["pred_logits" + suffix][..., 0].float(), outputs["pred_boxes" + suffix].float()
     prompt_numbers, queries, answers = _match(logits, boxes, batch, MATCHES_OF_ONE_TO_MANY if one_to_many else 1)
@@ -96,7 +98,7 @@ def _instance_losses(outputs: Mapping[str, torch.Tensor], batch: Batch, *, one_t
     matched = torch.zeros_like(logits)
     matched[prompt_numbers, queries] = 1
     weights = ABSENT_SCORE_WEIGHT + (1 - ABSENT_SCORE_WEIGHT) * present
-    # the focal loss would push little where two queries claim one answer, each at about 0.5; this has to be settled
+    # where two queries claim the same answer with a score of about 0.5, the focal loss would hardly separate them
     of_scores = binary_cross_entropy_with_logits(logits, matched, reduction="none")
     losses = {"score": (of_scores * weights[:, None]).sum() / max(1, len(queries))}
     if not one_to_many:
@@ -123,10 +125,10 @@ def _match(
         logits: (prompts, queries).
         boxes: (prompts, queries, 4) centre, width and height in 0..1.
         batch: with the answers.
-        most_matches: how many queries match an answer, as far as there are enough.
+        most_matches: how many queries match an answer, if there are enough.
 
     Returns:
-        For each match the number of its prompt, its query and its region.
+        For each match, the indices of its prompt, its query and its region.
     """
     matches: list[list[torch.Tensor]] = [[torch.zeros(0, dtype=torch.long, device=logits.device)] for _ in range(3)]
     for number, prompt in enumerate(batch.detector_prompts):
@@ -145,7 +147,7 @@ def _match(
 
 
 def _semantic_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """The detector's map of all that a phrase names, without instances: it gives every pixel a gradient."""
+    """Return the loss of the semantic map, which does not separate instances; it gives every pixel a gradient."""
     maps = torch.stack(
         [
             batch.masks[prompt.answers].amax(dim=0) if prompt.answers else torch.zeros_like(logits[0])

@@ -1,7 +1,7 @@
-"""How good a network is at drawn scenes that it was not trained on.
+"""Evaluate a network on drawn scenes that it was not trained on.
 
     python -m training.evaluate demo/sam3_shapes.pt    # a quarter of an hour on two cores
-    python -m training.evaluate demo/sam3_shapes.pt --input-sizes 252 336 504    # of the network's input, side by side
+    python -m training.evaluate demo/sam3_shapes.pt --input-sizes 252 336 504    # compare input sizes of the network
 
 Prints Markdown tables. All prompts go through the plugin in an Ikomia workflow.
 """
@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from sam3_engine.devices import choose_precision
 from sam3_engine.model import load_model
 from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import ConceptPrompt, GeometricPrompt, Prompt
-from sam3_engine.runtime import choose_precision
 from testbed.plugin import Plugin, log_levels, masks_of
 from testbed.scenes import Region, Scene, draw_scene, iou
 
@@ -44,7 +44,7 @@ from .questions import (
 
 HELD_OUT_SEED = 10_000_000
 SIZES = ((448, 448), (640, 448), (448, 640), (800, 400))  # width and height
-PRESENT_PHRASES, ABSENT_PHRASES = 3, 2  # asked of each scene
+PRESENT_PHRASES, ABSENT_PHRASES = 3, 2  # per scene
 MATCH_IOU = 0.5
 TIMED_RUNS = 30
 
@@ -53,7 +53,7 @@ Mask = np.ndarray  # (H, W) bool
 
 @dataclass
 class Detections:
-    """What was found against what is there, over a number of questions."""
+    """Counts of what was found and of what is there, over several questions."""
 
     questions: int = 0
     matched: int = 0
@@ -62,7 +62,7 @@ class Detections:
     ious: list[float] = field(default_factory=list)
 
     def add(self, masks: list[Mask], answers: list[Region]) -> None:
-        """Match the masks for a question to its answers, best pairs first; a pair counts above :data:`MATCH_IOU`."""
+        """Match masks to answers, best pairs first; a pair matches if its IoU is above :data:`MATCH_IOU`."""
         ious = np.array([[iou(mask, answer.mask) for answer in answers] for mask in masks])
         ious = ious.reshape(len(masks), len(answers))
         while ious.size and ious.max() > MATCH_IOU:
@@ -76,29 +76,29 @@ class Detections:
 
     @property
     def precision(self) -> float:
-        """Of what was found, how much is right; 1 if nothing was found."""
+        """The share of what was found that is right; 1 if nothing was found."""
         return self.matched / self.found if self.found else 1.0
 
     @property
     def recall(self) -> float:
-        """Of what is there, how much was found; 1 if nothing is there."""
+        """The share of what is there that was found; 1 if nothing is there."""
         return self.matched / self.true if self.true else 1.0
 
     @property
     def mean_iou(self) -> float:
-        """Of the matches."""
+        """The mean IoU of the matches."""
         return float(np.mean(self.ious)) if self.ious else 0.0
 
 
 @dataclass
 class Outlines:
-    """IoUs of what points and boxes gave."""
+    """IoUs of the masks for points and boxes."""
 
     single: list[float] = field(default_factory=list)
     best_of_three: list[float] = field(default_factory=list)
 
     def add(self, question: OutlineQuestion, single: Mask, three: list[Mask]) -> None:
-        """Note the masks for one question."""
+        """Add the masks for a question."""
         self.single.append(iou(single, question.answer.mask))
         self.best_of_three.append(max(iou(candidate, question.answer.mask) for candidate in three))
 
@@ -108,9 +108,10 @@ class Results:
     """The measures of one network on one set of scenes.
 
     Attributes:
-        found: for each kind of phrase or example.
-        absent_asked, absent_answered: phrases for what is not there, and those that found something.
-        outlines: for each kind of point and box prompt.
+        found: by kind of phrase or example.
+        absent_asked: number of phrases for what is not there.
+        absent_answered: how many of these found something.
+        outlines: by kind of point and box prompt.
     """
 
     found: dict[str, Detections] = field(default_factory=dict)
@@ -129,7 +130,7 @@ class Results:
             for kind, of_kind in self.found.items()
         ]
         share = self.absent_answered / max(1, self.absent_asked)
-        lines += ["", f"Phrases for what is not there: {share:.1%} of {self.absent_asked} found something."]
+        lines += ["", f"Phrases for absent things: {share:.1%} of {self.absent_asked} found something."]
         lines += ["", "| one object by | questions | mean IoU | mean IoU, best of three |", "|---|---|---|---|"]
         lines += [
             f"| {kind} | {len(ious.single)} | {np.mean(ious.single):.3f} | {np.mean(ious.best_of_three):.3f} |"
@@ -139,18 +140,18 @@ class Results:
 
 
 class Examinee:
-    """A checkpoint in the plugin, asked one question at a time; the network's input of a given size, 0 for its own."""
+    """A checkpoint in the plugin that answers one question at a time, at an input size of the network (0: its own)."""
 
     def __init__(self, weights: Path, *, cuda: bool = False, input_size: int = 0) -> None:
         self._plugin = Plugin(model_weight_file=weights, cuda=cuda, model_input_size=input_size)
 
     def find(self, image: np.ndarray, phrase: str) -> list[Mask]:
-        """The instances of a phrase."""
+        """Return the instances of a phrase."""
         (output,) = self._plugin.segment(image, input_text=phrase)
         return list(masks_of(output))
 
     def find_each(self, image: np.ndarray, phrases: list[str]) -> list[list[Mask]]:
-        """The instances of each of several phrases, which are asked for at once."""
+        """Return the instances of each of several phrases, asked in a single run."""
         objects = self._plugin.segment(image, input_text=phrases, instance_output=True)[-1].get_objects()
         return [
             [found.mask.astype(bool) for found in objects if found.class_index == index]
@@ -158,7 +159,7 @@ class Examinee:
         ]
 
     def outline(self, image: np.ndarray, question: OutlineQuestion, *, multimask: bool) -> list[Mask]:
-        """One mask for a point or box prompt, or three."""
+        """Return one mask for a point or box prompt, or three candidates."""
         points = {"input_point": question.points.tolist(), "input_point_label": question.labels.tolist()}
         prompt: dict[str, Any] = points if len(question.points) else {}
         if question.box:
@@ -167,20 +168,20 @@ class Examinee:
         return [mask for output in outputs for mask in masks_of(output)]
 
     def find_like(self, image: np.ndarray, question: ExemplarQuestion) -> list[Mask]:
-        """The instances that exemplar boxes ask for."""
+        """Return the instances that exemplar boxes ask for."""
         boxes = {"input_box": question.boxes, "input_box_label": question.labels}
         (output,) = self._plugin.segment(image, input_text=question.phrase or "", **boxes)
         return list(masks_of(output))
 
 
 def held_out_scenes(count: int, random: np.random.Generator) -> Iterable[Scene]:
-    """Scenes of the training's own generator."""
+    """Yield scenes of the generator that training uses."""
     for number in range(count):
         yield draw_scene(random, *SIZES[number % len(SIZES)])
 
 
 def pillow_scenes(count: int, random: np.random.Generator) -> Iterable[Scene]:
-    """Scenes of another renderer."""
+    """Yield scenes of another renderer."""
     for _ in range(count):
         yield draw_with_pillow(random)
 
@@ -193,9 +194,10 @@ def evaluate(
     outline_kinds: Sequence[str] = OUTLINE_KINDS,
     exemplar_kinds: Sequence[str] = EXEMPLAR_KINDS,
 ) -> Results:
-    """Ask about scenes: of each some phrases, also two at once, and a question of each kind of outline and exemplar.
+    """Ask questions about scenes and compare the answers with the truth.
 
-    Two phrases and negative boxes need shapes that differ, and are left out where a scene has none.
+    For each scene: several phrases, two phrases in a single run, and one question of each kind of outline and exemplar.
+    Two phrases and negative boxes are skipped where all shapes of a scene are alike.
     """
     (random_of_two,) = random.spawn(1)
     results = Results(found={"phrases": Detections()}, outlines={kind: Outlines() for kind in outline_kinds})
@@ -225,14 +227,14 @@ def evaluate(
 
 
 def milliseconds(weights: Path) -> dict[str, float]:
-    """Median times on one CPU core, in the engine, of encoding an image and of asking about it, masks included."""
+    """Measure the engine on one CPU core: median times of encoding an image and of prompts, masks included."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         predictor = Predictor(load_model(weights, torch.device("cpu")))
         image = draw_scene(np.random.default_rng(HELD_OUT_SEED)).image
         embedding = predictor.encode_image(image)
-        # images and phrases that were seen before would cost nothing
+        # images and phrases that were seen before are cached
         unseen_images = (np.roll(image, shift, axis=1) for shift in itertools.count(1))
         unseen_phrases = (f"star {number}" for number in itertools.count(1))
 
@@ -259,7 +261,7 @@ def _median_milliseconds(work: Callable[[], object]) -> float:
 
 
 def _with_progress(scenes: Iterable[Scene], count: int) -> Iterable[Scene]:
-    """The scenes; how far they are goes to stderr, out of the tables' way."""
+    """Yield the scenes, and print progress to stderr, away from the tables."""
     for number, scene in enumerate(scenes):
         print(f"\rscene {number + 1} of {count}", end="", file=sys.stderr, flush=True)
         yield scene
@@ -267,13 +269,13 @@ def _with_progress(scenes: Iterable[Scene], count: int) -> Iterable[Scene]:
 
 
 def by_input_size(weights: Path, sizes: Iterable[int], cuda: bool, ask: Callable[[Examinee], Results]) -> str:
-    """A table of how good the plugin is with the network's input at several sizes.
+    """Return a table of results at several input sizes of the network.
 
     Args:
-        weights: the checkpoint.
+        weights: path of the checkpoint.
         sizes: sides of the network's input, in pixels.
         cuda: run on the GPU.
-        ask: asks the same questions of everyone.
+        ask: asks an examinee the same questions each time.
     """
     kinds = " | ".join(f"{kind}: mean IoU" for kind in OUTLINE_KINDS)
     lines = [
@@ -290,17 +292,19 @@ def by_input_size(weights: Path, sizes: Iterable[int], cuda: bool, ask: Callable
 
 
 def main() -> None:
-    """Evaluate the checkpoint that the command line names."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("weights", type=Path)
-    parser.add_argument("--scenes", type=int, default=330, help="of each renderer (default: 330)")
-    parser.add_argument("--seed", type=int, default=HELD_OUT_SEED, help="of the scenes; training's are small numbers")
-    parser.add_argument("--cuda", action="store_true", help="ask on the GPU; times are of the CPU all the same")
-    parser.add_argument("--input-sizes", type=int, nargs="+", help="compare these sizes of the network's input instead")
+    parser.add_argument("--scenes", type=int, default=330, help="number of scenes from each renderer (default: 330)")
+    parser.add_argument(
+        "--seed", type=int, default=HELD_OUT_SEED, help="seed of the scenes; training uses small numbers"
+    )
+    parser.add_argument("--cuda", action="store_true", help="run on the GPU; times are still measured on the CPU")
+    parser.add_argument("--input-sizes", type=int, nargs="+", help="compare these input sizes of the network instead")
     arguments = parser.parse_args()
     if not arguments.weights.is_file():
-        parser.error(f"there is no file {arguments.weights}")
-    with log_levels(ikomia=logging.WARNING):  # else a line for each run
+        parser.error(f"the file {arguments.weights} does not exist")
+    with log_levels(ikomia=logging.WARNING):  # Ikomia logs every run
         for title, drawn in (("Scenes held out", held_out_scenes), ("Scenes of another renderer", pillow_scenes)):
             print(f"### {title}\n\n{_table(arguments, drawn)}\n", flush=True)
     if not arguments.input_sizes:

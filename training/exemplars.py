@@ -1,7 +1,8 @@
 """An auxiliary loss for the geometry encoder: what an exemplar box shows.
 
-"All that are like this" needs a box's token to say what the box shows. A network trained by the detector's losses alone
-told kinds apart and hardly colours. So a linear head, thrown away in the end, reads both from the token.
+To find everything that looks like an exemplar, the token of its box must encode what the box shows. Trained with the
+detector's losses alone, a network distinguished kinds but hardly colours. So a linear head, which is discarded after
+training, predicts both from the token.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
+from sam3_engine.contexts import importing_sam3
 from sam3_engine.model import Sam3Image
-from sam3_engine.runtime import importing_sam3
 from testbed.scenes import COLOURS, KINDS
 
 from .batches import NOTHING, Batch
@@ -25,11 +26,11 @@ with importing_sam3():
 
 
 def exemplar_boxes(boxes: list[torch.Tensor], labels: list[torch.Tensor]) -> Prompt:
-    """Exemplar boxes as the package takes them, padded to the same number.
+    """Return exemplar boxes as the package expects them, padded to the same number.
 
     Args:
-        boxes: for each prompt (n, 4) centre, width and height in 0..1.
-        labels: for each prompt (n,) positive 1, negative 0.
+        boxes: for each prompt, (n, 4) centre, width and height in 0..1.
+        labels: for each prompt, (n,) 1 positive, 0 negative.
     """
     counts = torch.tensor([len(of_prompt) for of_prompt in boxes], device=boxes[0].device)
     padded = pad_sequence(boxes)  # (most, prompts, 4)
@@ -45,11 +46,11 @@ class ExemplarHead(torch.nn.Module):
         self.linear = torch.nn.Linear(width, len(KINDS) + len(COLOURS))
 
     def forward(self, network: Sam3Image, features: Mapping[str, Any], batch: Batch) -> Losses:
-        """Losses of what it says of every shape, each being shown as an exemplar, against ``batch.shapes``.
+        """Show every shape as an exemplar, and return the losses of the predictions with ``batch.shapes`` as targets.
 
         Args:
             network: in evaluation mode.
-            features: of the batch's images, by the image encoder.
+            features: of the batch's images, from the image encoder.
             batch: with or without prompts.
         """
         boxes, device = batch.shapes.boxes, batch.images.device
@@ -58,7 +59,7 @@ class ExemplarHead(torch.nn.Module):
         encoded, _ = network.geometry_encoder(
             geo_prompt=exemplar_boxes(boxes, positive), img_feats=tokens, img_sizes=sizes, img_pos_embeds=positions
         )
-        of_boxes = encoded[: batch.shapes.kind.shape[1]].transpose(0, 1)  # what follows a scene's boxes is not read
+        of_boxes = encoded[: batch.shapes.kind.shape[1]].transpose(0, 1)  # tokens after the boxes are not used
         kind, colour = self.linear(of_boxes).float().split([len(KINDS), len(COLOURS)], dim=-1)
         return {
             "kind": 0.5 * cross_entropy(kind.flatten(0, 1), batch.shapes.kind.flatten(), ignore_index=NOTHING),

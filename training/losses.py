@@ -1,4 +1,4 @@
-"""Losses and matchings that more than one head uses."""
+"""Losses and matching that several heads share."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch.nn.functional import binary_cross_entropy_with_logits, interpolate, max_pool2d
 
-Losses = dict[str, torch.Tensor]  # weighted, so that their sum is what is minimised
+Losses = dict[str, torch.Tensor]  # weighted: training minimises their sum
 
 
 def mask_losses(logits: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """How far mask logits are from masks.
+    """Compare mask logits with masks.
 
-    Cross entropy says what each pixel should be, edges included, since a pixel's target is its coverage. A small
-    region is few of all pixels, so half of the weight goes to the region and its neighbourhood; dice, which counts in
-    relation to the region's area, does the rest.
+    A pixel's target is its coverage, so the cross entropy also teaches edges. A small region has few of all pixels, so
+    half of the cross entropy comes from the region and its neighbourhood alone. The dice loss is relative to the area.
 
     Args:
         logits: (N, side, side).
@@ -34,19 +33,19 @@ def mask_losses(logits: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor
 
 
 def cheapest_pairs(cost: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pair rows with columns so that the sum of their costs is least (Hungarian method).
+    """Pair rows with columns at the least total cost (Hungarian method).
 
     Args:
         cost: (rows, columns).
 
     Returns:
-        Row and column numbers of the pairs, as many as the shorter side has.
+        Row and column indices of the pairs, as many as the shorter side has.
     """
     rows, columns = linear_sum_assignment(torch.nan_to_num(cost.float(), 1e3, 1e3, -1e3).cpu().numpy())
     return torch.from_numpy(rows).to(cost.device), torch.from_numpy(columns).to(cost.device)
 
 
 def mask_iou(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Intersection over union of boolean masks (..., side, side)."""
+    """Return the intersection over union of boolean masks (..., side, side)."""
     intersection = (one & other).flatten(-2).sum(-1)
     return intersection / (one | other).flatten(-2).sum(-1).clamp(min=1)

@@ -1,4 +1,4 @@
-"""How the weights move."""
+"""The optimisers and the learning rate schedule."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from sam3_engine.model import Sam3Image
 
-# matrices between hidden states; Muon moves all directions of such a matrix by the same amount
+# parts with matrices between hidden states; Muon updates all directions of such a matrix equally
 _MUON_PARTS = (
     "vision_backbone.trunk.blocks.",
     "geometry_encoder.encode.",
@@ -18,18 +18,25 @@ _MUON_PARTS = (
     "sam_mask_decoder.transformer.",
 )
 WARM_UP_STEPS = 300
-FINAL_RATE = 0.02  # of the highest, at the end
+FINAL_RATE = 0.02  # at the end, relative to the highest
 MAX_GRADIENT_NORM = 5.0
 
 
 class Optimiser:
-    """Muon for the hidden matrices, AdamW for the rest, one schedule for both.
+    """Muon for hidden matrices, AdamW for the rest, with one schedule for both.
 
     AdamW alone needs many more steps here: a few directions of each matrix get nearly all of the gradient.
     """
 
     def __init__(self, network: Sam3Image, auxiliary_heads: torch.nn.Module, rate: float, steps: int) -> None:
-        """For a run of ``steps`` steps with the highest learning rate ``rate`` (AdamW; Muon's is three times that)."""
+        """Create the optimisers.
+
+        Args:
+            network: its parameters that require gradients are trained.
+            auxiliary_heads: trained with AdamW.
+            rate: highest learning rate of AdamW; Muon's is three times that.
+            steps: length of the run.
+        """
         trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
         hidden = {
             name: parameter
@@ -58,7 +65,7 @@ class Optimiser:
         ]
 
     def step(self, loss: torch.Tensor) -> float:
-        """Move the weights down the gradient of ``loss``; a gradient that is not finite is left out.
+        """Update the weights with the gradient of ``loss``; skip a gradient that is not finite.
 
         Returns:
             The norm of the gradient.
@@ -74,11 +81,11 @@ class Optimiser:
         return norm
 
     def state_dict(self) -> list[dict]:
-        """All that a later :meth:`load_state_dict` needs to go on from here."""
+        """Return the state, for :meth:`load_state_dict`."""
         return [part.state_dict() for part in self._parts()]
 
     def load_state_dict(self, states: Iterable[dict]) -> None:
-        """Go on from where :meth:`state_dict` was taken."""
+        """Restore a state from :meth:`state_dict`."""
         for part, state in zip(self._parts(), states, strict=True):
             part.load_state_dict(state)
 
@@ -88,6 +95,6 @@ class Optimiser:
 
 
 def _relative_rate(step: int, steps: int) -> float:
-    """A straight warm-up, then half a cosine."""
+    """Return the learning rate relative to the highest: a linear warm-up, then half a cosine."""
     cosine = (1 + math.cos(math.pi * min(1.0, step / steps))) / 2
     return min(1.0, (step + 1) / WARM_UP_STEPS) * (FINAL_RATE + (1 - FINAL_RATE) * cosine)

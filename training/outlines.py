@@ -1,4 +1,4 @@
-"""The mask decoder's losses: the region that points and boxes ask for."""
+"""The losses of the mask decoder: the region that points and boxes ask for."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from sam3_engine.model import Sam3Image
 from .batches import Batch, OutlinePrompts
 from .losses import Losses, cheapest_pairs, mask_iou, mask_losses
 
-# at weights like the detector's, the image encoder hears the detector alone: its gradients there are seven times larger
+# at the detector's own weights, its gradients in the image encoder are seven times larger and dominate
 WEIGHTS = {"mask": 10.0, "dice": 5.0, "iou": 4.0}
 
 
 def outline_losses(network: Sam3Image, features: Mapping[str, Any], batch: Batch) -> Losses:
-    """Ask the mask decoder all points and boxes of a batch.
+    """Answer all points and boxes of a batch with the mask decoder, and return the losses.
 
     Args:
         network: in evaluation mode.
-        features: of the batch's images, by the image encoder.
+        features: of the batch's images, from the image encoder.
         batch: with prompts.
     """
     tracker = network.inst_interactive_predictor.model
@@ -39,9 +39,9 @@ def outline_losses(network: Sam3Image, features: Mapping[str, Any], batch: Batch
 def _predict(
     tracker: Any, pyramid: tuple[torch.Tensor, torch.Tensor, torch.Tensor], prompts: OutlinePrompts
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mask logits (N, 4, side, side) and IoU estimates (N, 4): the single mask's token, then the multimask ones.
+    """Predict mask logits (N, 4, side, side) and IoUs (N, 4): first the single mask, then the three candidates.
 
-    What the package's predictor does, for a batch of images and with gradients.
+    Does what the package's predictor does, for a batch of images and with gradients.
     """
     encoder = tracker.sam_prompt_encoder
     fine, middle, tokens = (level[prompts.scenes] for level in pyramid)
@@ -58,7 +58,10 @@ def _predict(
 
 
 def _losses(logits: torch.Tensor, ious: torch.Tensor, prompts: OutlinePrompts, batch: Batch) -> Losses:
-    """The first mask is the answer; each acceptable region is one of the other three; estimates are true IoUs."""
+    """Return the losses of the masks and of the IoU estimates.
+
+    The first mask learns the answer. Each acceptable region teaches one of the other three masks.
+    """
     masks = batch.masks[prompts.answers]
     single_entropy, single_dice = mask_losses(logits[:, 0], masks)
 
@@ -80,7 +83,7 @@ def _losses(logits: torch.Tensor, ious: torch.Tensor, prompts: OutlinePrompts, b
 
 
 def _assign(cost: torch.Tensor, counts: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give each acceptable region a token of its own; ``counts`` are those of the rows that share a prompt."""
+    """Assign a different token to each acceptable region of a prompt; ``counts`` is the number of rows per prompt."""
     rows, tokens = [], []
     start = 0
     for count in counts:
@@ -92,7 +95,7 @@ def _assign(cost: torch.Tensor, counts: list[int]) -> tuple[torch.Tensor, torch.
 
 
 def _true_ious(found: torch.Tensor, masks: torch.Tensor, acceptable: torch.Tensor, owners: list[int]) -> torch.Tensor:
-    """(N, 4) IoU of the single mask with the answer, and of the others with the acceptable region next to each."""
+    """Return (N, 4) the IoU of the single mask with the answer, and of the others with their best acceptable region."""
     ious = torch.zeros(found.shape[:2], device=found.device)
     ious[:, 0] = mask_iou(found[:, 0], masks)
     of_others = mask_iou(found[owners, 1:], acceptable[:, None])

@@ -1,6 +1,6 @@
-"""Scenes that another renderer drew: Pillow's primitives on plain backgrounds.
+"""Scenes from another renderer: Pillow's primitives on plain backgrounds.
 
-A network that has learned shapes, and not the ways of :mod:`testbed.scenes`, knows these too.
+A network that has learned shapes, rather than the style of :mod:`testbed.scenes`, recognises these too.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import PIL.ImageDraw
 from testbed.scenes import COLOURS, KINDS, Region, Scene, Shape
 
 SMALLEST_SIDE, LARGEST_SIDE = 300, 1600
-# two of each: pure, as a drawing program offers it first, and softer
+# two of each: the pure colour, and a softer one
 _RGB = {
     "red": ((255, 0, 0), (220, 20, 30)),
     "orange": ((255, 140, 0), (245, 130, 20)),
@@ -25,7 +25,7 @@ _BACKGROUNDS = ((255, 255, 255), (0, 0, 0), (128, 128, 128), (225, 220, 210), (5
 
 
 def draw_with_pillow(random: np.random.Generator) -> Scene:
-    """A scene of 1 to 6 shapes that do not touch, between 300 and 1600 pixels wide and high, at most 2:1."""
+    """Draw 1 to 6 shapes that do not touch, in an image with sides of 300 to 1600 pixels, at most 2:1."""
     width = round(np.exp(random.uniform(np.log(SMALLEST_SIDE), np.log(LARGEST_SIDE))))
     height = round(np.clip(width * 2 ** random.uniform(-1, 1), SMALLEST_SIDE, LARGEST_SIDE))
     image = PIL.Image.new("RGB", (width, height), _BACKGROUNDS[random.integers(len(_BACKGROUNDS))])
@@ -46,7 +46,7 @@ def draw_with_pillow(random: np.random.Generator) -> Scene:
 def _stencil(
     random: np.random.Generator, kind: str, width: int, height: int, taken: np.ndarray
 ) -> PIL.Image.Image | None:
-    """A shape of 255 on 0 in a place that is free, with a free margin; None if none was found."""
+    """Draw a shape, 255 on 0, where it has room and a margin; return None if there is no room."""
     for _ in range(50):
         radius = random.uniform(0.08, 0.25) * np.sqrt(width * height)
         if 2 * radius >= min(width, height):
@@ -67,7 +67,7 @@ def _stencil(
 
 
 def _corners(kind: str, turn: float) -> np.ndarray:
-    """(N, 2) x and y on the unit circle, or inside it for the notches."""
+    """Return the corners (N, 2), x and y, on the unit circle; notches lie inside it."""
     if kind == "cross":
         arm = 0.34
         quarter = np.array([[-arm, -arm], [-arm, -0.94], [arm, -0.94]])

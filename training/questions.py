@@ -1,4 +1,4 @@
-"""Prompts about drawn scenes, with the right answers: what a shapes network is trained and examined on."""
+"""Prompts about drawn scenes, with the right answers, for training and evaluation."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import binary_erosion
 
-from sam3_engine.parsing import BACKGROUND, FOREGROUND, NEGATIVE, POSITIVE
+from sam3_engine.prompts import BACKGROUND, FOREGROUND, NEGATIVE, POSITIVE
 from testbed.scenes import ANY_SHAPE, ARTICLES, COLOURS, DOT_COLOURS, KINDS, SYNONYMS, Region, Scene, Shape, plural
 
-# words that name nothing in any scene
+# nouns that name nothing in any scene
 OTHER_NOUNS = (
     *("apple", "banana", "bird", "boat", "book", "bottle", "bridge", "building", "car", "cat", "chair", "child"),
     *("clock", "cloud", "dog", "door", "face", "fish", "flower", "glass", "hand", "hat", "house", "lamp", "leaf"),
@@ -28,12 +28,12 @@ EXEMPLAR_KINDS = (
 
 @dataclass(frozen=True, eq=False)
 class PhraseQuestion:
-    """A phrase, and every region that it names; none if it is absent.
+    """A phrase and every region that it names.
 
     Attributes:
-        kind: of :data:`SHAPE_PHRASE_SHARES`, "dot" or "absent".
-        phrase: with a synonym, a plural or an article at times, which may not suit each other ("an red stars").
-        answers: every region that it names.
+        kind: one of :data:`SHAPE_PHRASE_SHARES`, "dot" or "absent".
+        phrase: sometimes with a synonym, a plural or an article, which need not agree ("an red stars").
+        answers: every region that the phrase names; none if it is absent.
     """
 
     kind: str
@@ -43,16 +43,16 @@ class PhraseQuestion:
 
 @dataclass(frozen=True, eq=False)
 class ExemplarQuestion:
-    """Exemplar boxes, with a phrase or without, that ask for every shape like them.
+    """Exemplar boxes, with or without a phrase, that ask for every shape like them.
 
-    Two shapes are alike if they have the same kind and colour. A phrase says what is asked for; a negative box takes
-    away what is like the shape in it.
+    Two shapes are alike if they have the same kind and colour. With a phrase, the answers are what it names; a negative
+    box excludes shapes like the one in it.
 
     Attributes:
-        kind: of :data:`EXEMPLAR_KINDS`.
-        phrase: None if the boxes alone say what is asked for.
+        kind: one of :data:`EXEMPLAR_KINDS`.
+        phrase: None if there are only boxes.
         boxes: (x1, y1, x2, y2) in pixels.
-        labels: for each box, positive 1 or negative 0.
+        labels: one per box, 1 positive, 0 negative.
         answers: every region asked for.
     """
 
@@ -68,12 +68,12 @@ class OutlineQuestion:
     """Points and at most one box that ask for a single region.
 
     Attributes:
-        kind: of :data:`OUTLINE_KINDS`.
+        kind: one of :data:`OUTLINE_KINDS`.
         points: (N, 2) x and y in pixels.
         labels: (N,) 1 foreground, 0 background.
         box: (x1, y1, x2, y2) in pixels, or None.
-        answer: the region that is meant.
-        acceptable: regions that could be meant, the answer among them: a point on a dot may mean the whole shape.
+        answer: the intended region.
+        acceptable: all plausible regions, including the answer: a point on a dot may also mean the whole shape.
     """
 
     kind: str
@@ -85,7 +85,7 @@ class OutlineQuestion:
 
 
 def ask_for_present(random: np.random.Generator, scene: Scene, dots: float = 0.1) -> PhraseQuestion:
-    """A phrase for something in the scene, by its kind, its colour, or both; the share ``dots`` for dots, if any."""
+    """Ask for something in the scene by its kind, its colour or both; ``dots`` is the share of phrases for dots."""
     shape = scene.shapes[random.integers(len(scene.shapes))]
     dotted = [other for other in scene.shapes if other.dot]
     kind = str(random.choice(list(SHAPE_PHRASE_SHARES), p=list(SHAPE_PHRASE_SHARES.values())))
@@ -100,7 +100,7 @@ def ask_for_present(random: np.random.Generator, scene: Scene, dots: float = 0.1
 
 
 def ask_for_two(random: np.random.Generator, scene: Scene) -> list[PhraseQuestion]:
-    """Two phrases for different things in the scene; none if it seems to have but one kind of them."""
+    """Ask for two different things in the scene; return no questions if it seems to contain only one kind of thing."""
     for _ in range(20):
         first, second = ask_for_present(random, scene), ask_for_present(random, scene)
         if not any(answer is other for answer in first.answers for other in second.answers):
@@ -109,9 +109,10 @@ def ask_for_two(random: np.random.Generator, scene: Scene) -> list[PhraseQuestio
 
 
 def ask_for_absent(random: np.random.Generator, scene: Scene, dots: float = 0.1) -> PhraseQuestion:
-    """A phrase for nothing in the scene: an unknown word, or a near miss made of what is there.
+    """Ask for something that is not in the scene: an unknown noun, or a near miss of what is there.
 
-    The share ``dots``, less than 1, is tried for a dot of a colour that none has; it is less where there are both.
+    ``dots``, less than 1, is the share of phrases that ask for a dot of an absent colour. Where dots of both colours
+    are present, other phrases take its place.
     """
     of_others = (1 - dots) / 0.9
     kinds, colours = [shape.kind for shape in scene.shapes], [shape.colour for shape in scene.shapes]
@@ -136,7 +137,7 @@ def ask_for_absent(random: np.random.Generator, scene: Scene, dots: float = 0.1)
 
 
 def ask_for_outline(random: np.random.Generator, scene: Scene, kind: str) -> OutlineQuestion:
-    """A question of the given kind about a shape, its dot or its ring; half of them about one with a dot, if any."""
+    """Ask for a shape, its dot or its ring; half of the questions are about a shape with a dot, if there is one."""
     dotted = [shape for shape in scene.shapes if shape.dot]
     candidates = dotted if dotted and random.random() < 0.5 else scene.shapes
     shape = candidates[random.integers(len(candidates))]
@@ -148,10 +149,10 @@ def ask_for_outline(random: np.random.Generator, scene: Scene, kind: str) -> Out
 
 
 def ask_by_exemplar(random: np.random.Generator, scene: Scene, kind: str) -> ExemplarQuestion:
-    """A question of the given kind.
+    """Ask by exemplar boxes with the given kind of prompt.
 
-    Where all shapes are alike, a negative box cannot leave anything over: it is left out beside a positive one, and
-    alone it leaves no answer.
+    Where all shapes are alike, a negative box would exclude every shape: it is left out beside a positive box, and
+    beside a phrase there is no answer.
     """
     exemplar = scene.shapes[random.integers(len(scene.shapes))]
     ask = _by_phrase_and_box if kind.startswith("phrase") else _by_boxes
@@ -234,7 +235,7 @@ def _by_box_and_point(random: np.random.Generator, shape: Shape) -> _Outline:
 
 
 def point_in(random: np.random.Generator, mask: np.ndarray) -> tuple[float, float]:
-    """The centre (x, y) of a random pixel of ``mask``, not at its edge if there is another."""
+    """Return the centre (x, y) of a random pixel of ``mask``, away from its edge if possible."""
     inner = binary_erosion(mask, iterations=2)
     pixels = np.flatnonzero(inner if inner.sum() > 8 else mask)
     row, column = divmod(int(random.choice(pixels)), mask.shape[1])
@@ -242,7 +243,7 @@ def point_in(random: np.random.Generator, mask: np.ndarray) -> tuple[float, floa
 
 
 def loose_box(random: np.random.Generator, region: Region) -> tuple[float, float, float, float]:
-    """The box of a region as a hand would draw it: each side off by about 2 % of the box."""
+    """Return the box of a region as drawn by hand: each side is off by about 2 % of the box."""
     x1, y1, x2, y2 = region.box
     off = random.normal(0, 0.02, 4) * np.array([x2 - x1, y2 - y1] * 2)
     height, width = region.coverage.shape
@@ -251,7 +252,7 @@ def loose_box(random: np.random.Generator, region: Region) -> tuple[float, float
 
 
 def _worded(random: np.random.Generator, phrase: str) -> str:
-    """The phrase, with a synonym, in the plural or with an article at times."""
+    """Return the phrase, sometimes with a synonym, a plural or an article."""
     words = phrase.split()
     if random.random() < 0.15:
         words = [next((other for other, meaning in SYNONYMS.items() if meaning == word), word) for word in words]

@@ -1,8 +1,8 @@
-"""Where training starts.
+"""The weights from which training starts.
 
-With the initialisation of a large network, one as small as this does not learn: its heads look everywhere at once, its
-mask decoder hears the picture and not the prompt. Each function here removes one such obstacle; none adds knowledge of
-shapes.
+With the initialisation of a large network, a network this small does not learn: its attention heads look everywhere at
+once, and its mask decoder reacts to the image but not to the prompt. Each function here removes one such obstacle; none
+adds knowledge of shapes.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from sam3_engine.model import Sam3Image
-from testbed.random_weights import initialise_text_encoder
+from sam3_engine.random_weights import initialise_text_encoder
 from testbed.scenes import VOCABULARY
 
 from .batches import NO_PHRASE
 
-# what each head of a ViT block looks at first: x and y of the token, counted from its own; None leaves it as it is
+# what each head of a ViT block attends to first: x and y of the token relative to its own; None changes nothing
 _NEIGHBOURS: tuple[tuple[tuple[int, int] | None, ...], ...] = (
     ((1, 0), (-1, 0), (0, 1), (0, -1)),
     ((1, 1), (-1, 1), (1, -1), (-1, -1)),
@@ -29,7 +29,7 @@ _NEIGHBOURS: tuple[tuple[tuple[int, int] | None, ...], ...] = (
 
 @torch.no_grad()
 def initialise(network: Sam3Image) -> None:
-    """Set the weights from which training starts; random ones come from torch's generator."""
+    """Initialise the weights in place; random numbers come from PyTorch's generator."""
     vit = network.backbone.vision_backbone.trunk
     _widen(vit)
     _add_sine_table(vit)
@@ -44,9 +44,9 @@ def initialise(network: Sam3Image) -> None:
 
 
 def used_tokens(network: Sam3Image) -> torch.Tensor:
-    """(vocabulary, 1) 1 for every token of the demo's vocabulary, else 0.
+    """Return (vocabulary, 1): 1 for every token that occurs in phrases about scenes, else 0.
 
-    The embeddings of all others stay 0, so that unknown words say nothing but their length.
+    The embeddings of all other tokens stay 0, so unknown words carry no information but their length.
     """
     language = network.backbone.language_backbone
     tokenizer = language.tokenizer
@@ -58,16 +58,16 @@ def used_tokens(network: Sam3Image) -> torch.Tensor:
 
 
 def _widen(vit: Any) -> None:
-    """The ViT's matrices start with deviation 0.02, which suits a width of 1,000, not of 100."""
+    """Scale the ViT's matrices: they start with deviation 0.02, which suits a width of 1,000, not of 100."""
     for parameter in vit.parameters():
         if parameter.dim() == 2:
             parameter.mul_(2.5)
 
 
 def _add_sine_table(vit: Any, amplitude: float = 0.25) -> None:
-    """Let the values that attention passes on, and not its keys alone, know where they are.
+    """Give the values of the attention, and not only its keys, information about positions.
 
-    Added to the absolute position embedding: sines and cosines of half a period to four periods over the image.
+    Adds sines and cosines, of half a period to four periods over the image, to the absolute position embedding.
     """
     width = vit.pos_embed.shape[-1]
     grid = math.isqrt(vit.pos_embed.shape[1] - 1)  # one is the class token
@@ -81,22 +81,22 @@ def _add_sine_table(vit: Any, amplitude: float = 0.25) -> None:
 def _attend_to_neighbours(
     attention: Any, neighbours: tuple[tuple[int, int] | None, ...], sharpness: float = 3.0
 ) -> None:
-    """Start each head as a look at one neighbour, as a convolution has it.
+    """Make each head start by attending to one neighbour, as a convolution does.
 
-    A query is turned by its position (RoPE), and so is a key: constant ones, which are biases, therefore give logits
-    that depend on the distance alone. A key bias turned back by the distance ``d`` puts their peak at ``d``.
+    RoPE rotates queries and keys by their positions. Constant queries and keys, which the biases are, therefore give
+    logits that depend only on the distance. Rotating the bias of the key back by a distance puts the peak there.
 
     Args:
         attention: of a ViT block.
         neighbours: for each head, x and y in tokens.
-        sharpness: how much lower the logit is one token off.
+        sharpness: how much lower the logit is one token away from the peak.
     """
     heads, head_width = attention.num_heads, attention.head_dim
     count = head_width // 4  # frequencies of each axis, as the package makes them
     frequencies = 1 / 10000 ** (torch.arange(0, head_width, 4)[:count].float() / head_width)
     drop = sharpness / (attention.scale * (1 - math.cos(1)))
     amplitudes = torch.zeros(count)
-    # three quarters of the drop from the fastest wave, the rest from the next, which tells far from near
+    # three quarters of the drop come from the fastest wave, the rest from the next, which separates far from near
     amplitudes[0] = math.sqrt(0.75 * drop)
     amplitudes[1] = math.sqrt(0.25 * drop * (1 - math.cos(1)) / (1 - math.cos(2 * float(frequencies[1]))))
     biases = attention.qkv.bias.view(3, heads, 2, count, 2)  # query, key, value; x, y; real, imaginary
@@ -111,14 +111,14 @@ def _attend_to_neighbours(
 
 
 def _embed_vocabulary(network: Sam3Image) -> None:
-    """Words start far enough apart to be told from each other."""
+    """Initialise the embeddings of words far enough apart to be distinguished."""
     embedding = network.backbone.language_backbone.encoder.token_embedding.weight
     torch.nn.init.normal_(embedding, std=0.5)
     embedding.mul_(used_tokens(network))
 
 
 def _spread_reference_boxes(decoder: Any, side: float = 0.25) -> None:
-    """Start the queries as boxes on a grid, so that each has a place of its own."""
+    """Start the queries as boxes on a grid, each at its own position."""
     columns = math.isqrt(decoder.num_queries)
     if columns**2 != decoder.num_queries:
         raise ValueError(f"{decoder.num_queries} queries do not fill a square grid")
@@ -129,9 +129,9 @@ def _spread_reference_boxes(decoder: Any, side: float = 0.25) -> None:
 
 
 def _look_where_prompts_point(mask_decoder: Any, gain: float = 1.5) -> None:
-    """Let a prompt's token start by looking at the place that its own position encoding names, and that place at it.
+    """Make the token of a prompt attend to the position that its position encoding names, and vice versa.
 
-    That is what equal projections of queries and keys do; otherwise it has to be discovered first.
+    Equal projections of queries and keys do this; otherwise training has to discover it first.
     """
     transformer = mask_decoder.transformer
     attentions = [transformer.final_attn_token_to_image]
@@ -145,7 +145,7 @@ def _look_where_prompts_point(mask_decoder: Any, gain: float = 1.5) -> None:
 
 
 def _hear_prompts(mask_decoder: Any) -> None:
-    """Balance what a prompt writes into the image tokens against the skip connections, which else drown it."""
+    """Strengthen what a prompt writes into the image tokens: the skip connections would drown it."""
     for layer in mask_decoder.transformer.layers:
         layer.cross_attn_image_to_token.out_proj.weight *= 3
         layer.cross_attn_token_to_image.out_proj.weight *= 2

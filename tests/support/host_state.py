@@ -63,6 +63,6 @@ def settings(logger):
 
 def smaller_teams():
     """Whether OpenMP may give fewer threads than asked for; read last, because it imports a part of the engine."""
-    from sam3_engine.runtime import _openmp
+    from sam3_engine.openmp import openmp_library
 
-    return _openmp().omp_get_dynamic()
+    return openmp_library().omp_get_dynamic()

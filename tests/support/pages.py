@@ -22,7 +22,7 @@ def read(page):
 
 
 def sections(text):
-    """Return the text under each heading of any level, by heading, without the sections below it."""
+    """Return a dict from each heading, of any level, to the text under it, without its subsections."""
     parts = re.split(r"^#+ (.+)$", _without_hashes_in_code(text), flags=re.MULTILINE)
     return {heading: body.replace("\0", "#") for heading, body in zip(parts[1::2], parts[2::2], strict=True)}
 
@@ -35,7 +35,7 @@ def python_blocks(page):
 
 
 def anchors(text):
-    """Return the anchors of a page's headings, as GitHub makes them."""
+    """Return the anchors that GitHub generates for a page's headings."""
     found = re.findall(r"^#+ (.+)$", _FENCED.sub("", text), re.MULTILINE)
     return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found]
 
@@ -47,11 +47,11 @@ def links(text):
 
 
 def broken_links(page, exists):
-    """Return the relative links of a page that lead nowhere.
+    """Return the relative links of a page that are broken.
 
     Args:
         page: path of the page in the checkout.
-        exists: function of a path relative to the checkout, whether it exists.
+        exists: function that returns whether a path, relative to the checkout, exists.
     """
     broken = []
     for link in links(read(page)):

@@ -1,7 +1,7 @@
-"""Types into the settings panel and presses Apply, in real Qt, for :mod:`test_panel`.
+"""Type into the settings panel and press Apply, in real Qt, for :mod:`test_panel`.
 
-Reads what to do as JSON from the command line, prints what came of it as JSON. A process of its own, since a process
-can have only one ``QApplication``.
+Reads tasks as JSON from standard input, one per line, and prints what happened as JSON. It is a process of its own,
+because a process can have only one ``QApplication``.
 """
 
 import hashlib
@@ -56,9 +56,7 @@ def look_at(panel):
     }
 
 
-def main():
-    task = json.loads(sys.argv[1])
-    application = QApplication([])  # noqa: F841 - Qt wants it to be kept
+def perform(task):
     panel = open_panel(task.get("given", {}))
     found = {"opened": look_at(panel)}
     if "chosen_file" in task:
@@ -80,8 +78,13 @@ def main():
         algorithm.set_param_object(panel.parameters)
         workflow.run_on(path=task["run_on"])
         found["masks"] = [[mask.description, digest(mask)] for mask in algorithm.get_outputs()[1:]]
-    print(json.dumps(found))
-    del panel, again  # before their application
+    return found
+
+
+def main():
+    application = QApplication([])  # noqa: F841 - Qt needs a reference to it
+    for line in sys.stdin:
+        print(json.dumps(perform(json.loads(line))), flush=True)
 
 
 main()

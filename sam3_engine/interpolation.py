@@ -1,4 +1,4 @@
-"""Masks at the source image's size, one by one or painted into a label map.
+"""Interpolate mask logits to the source image's size, only where a mask can be.
 
 Importing this module imports torch.
 """
@@ -8,71 +8,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 
-from .prompts import Box
-from .segments import Segment, by_descending_score
-
-MAX_LABELS = 255  # a label map has 8 bits
-
-_MAX_MASK_PIXELS = 2**27  # bounds the memory of several masks
 _MAX_INTERPOLATED_PIXELS = 2**21  # bounds the memory of floats
 
 
-def label_map(segments: Sequence[Segment], width: int, height: int) -> np.ndarray:
-    """Paint segments into one map: pixel value k for the k-th segment, 0 for background.
-
-    Painting happens on the device of the mask logits; only the map is copied to the CPU.
+def masks_at_source_size(
+    mask_logits: Sequence[torch.Tensor], width: int, height: int
+) -> Iterator[tuple[slice, slice, torch.Tensor]]:
+    """Yield for each mask the rows and columns that it may cover, and the mask there, bool.
 
     Args:
-        segments: at most :data:`MAX_LABELS`; where they overlap the higher score wins, of equal scores the earlier.
+        mask_logits: (h, w) each, covering the whole image.
         width: of the source image, in pixels.
         height: of the source image, in pixels.
-
-    Returns:
-        (height, width) uint8.
     """
-    if not segments:
-        return np.zeros((height, width), np.uint8)
-    painted = torch.zeros((height, width), dtype=torch.uint8, device=segments[0].mask_logits.device)
-    order = by_descending_score(segments)[::-1]
-    for index, (rows, columns, covered) in zip(order, _covered([segments[index] for index in order]), strict=True):
-        painted[rows, columns].masked_fill_(covered, index + 1)
-    return painted.cpu().numpy()
-
-
-def masks_of(segments: Sequence[Segment]) -> Iterator[np.ndarray]:
-    """Yield the mask of each segment of an image, (height, width) uint8 with values 0 and 1.
-
-    As in :func:`label_map`, painting happens on the device of the mask logits; masks are copied several at a time.
-    """
-    if not segments:
-        return
-    width, height = segments[0].width, segments[0].height
-    block_size = max(1, _MAX_MASK_PIXELS // (width * height))
-    for start in range(0, len(segments), block_size):
-        block = segments[start : start + block_size]
-        painted = torch.zeros((len(block), height, width), dtype=torch.uint8, device=block[0].mask_logits.device)
-        for mask, (rows, columns, covered) in zip(painted, _covered(block), strict=True):
-            mask[rows, columns] = covered
-        yield from painted.cpu().numpy()
-
-
-def bounding_box(mask: np.ndarray) -> Box:
-    """Return the box (x1, y1, x2, y2) of the nonzero pixels of a mask (height, width); all 0 if there are none."""
-    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-    if not columns.size:
-        return (0.0, 0.0, 0.0, 0.0)
-    return (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
-
-
-def _covered(segments: Sequence[Segment]) -> Iterator[tuple[slice, slice, torch.Tensor]]:
-    """Yield for each segment the rows and columns that its mask may cover, and the mask there, bool."""
-    # all bounds at once: to wait for a GPU for each would take longer than painting
-    bounds = torch.stack([_bounds(segment.mask_logits) for segment in segments]).tolist()
-    for segment, (top, bottom, left, right) in zip(segments, bounds, strict=True):
-        logits, width, height = segment.mask_logits, segment.width, segment.height
+    # all bounds at once: to wait for a GPU for each would take longer than the rest
+    bounds = torch.stack([_bounds(logits) for logits in mask_logits]).tolist()
+    for logits, (top, bottom, left, right) in zip(mask_logits, bounds, strict=True):
         rows = _influenced_pixels(top, bottom, logits.shape[0], height)
         columns = _influenced_pixels(left, right, logits.shape[1], width)
         # in the network's dtype, as the package does: in bfloat16, logits next to 0 would change sign otherwise
