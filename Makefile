@@ -24,11 +24,19 @@ pictures: $(VENV)/ready  ## redraw the pictures of the README and the docs in im
 train: $(VENV)/demo-ready  ## train the demo's network again (2.5 hours on two cores); writes demo/sam3_shapes.pt
 	$(RUN) -m training demo/sam3_shapes.pt
 
+# two processes: most tests use one core; --dist loadfile keeps the fixtures of a file in one process
+TEST_PROCESSES ?= 2
+PARALLEL = -n $(TEST_PROCESSES) --dist loadfile
+
+# OpenMP's threads spin while they wait for each other; where processes share cores, this makes small networks up to 90
+# times slower
+test test-fast: export GOMP_SPINCOUNT ?= 1000
+
 test: $(VENV)/ready  ## run all tests except test-install
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(PARALLEL)
 
 test-fast: $(VENV)/ready  ## run the tests that need no full-size network
-	$(RUN) -m pytest -m "not slow and not install"
+	$(RUN) -m pytest $(PARALLEL) -m "not slow and not install"
 
 test-install: $(VENV)/ready  ## install the plugin from a local HUB into an environment with only ikomia, and use it
 	$(RUN) -m pytest -m install

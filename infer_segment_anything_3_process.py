@@ -118,7 +118,7 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
             raise
 
     def _segment_input(self) -> None:
-        """Segment by the typed prompt, or else by the drawn one, and fill the outputs."""
+        """Segment with the typed prompt, or with the drawn one if none is typed, and write the outputs."""
         self.forward_input_image(0, 0)
         settings = self.get_param_object().settings
         image = self.get_input(0).get_image()

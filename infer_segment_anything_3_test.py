@@ -36,7 +36,7 @@ _TWO_BOXES = "[[10, 10, 150, 150], [50, 50, 120, 140]]"
 # for each kind of prompt: its parameters, and how many outputs follow the image
 PROMPTS: dict[str, tuple[dict[str, str], int]] = {
     "text": ({"input_text": "person"}, 1),
-    "several texts, with objects": (
+    "several phrases, with objects": (
         {"input_text": '["person", "dog"]', "confidence_threshold": "0.3", "iou_threshold": "0.7"}
         | {"instance_output": "True"},
         2,

@@ -30,7 +30,7 @@ _PROMPT_HELP = {
     "input_text": (
         "What to find: a noun phrase or a list of noun phrases. Every instance is segmented.\n"
         'For example: shoe, or: yellow school bus, or: ["shoe", "person"]\n'
-        "If you set a text, points are ignored, and boxes are used only as labeled examples."
+        "If you set a text prompt, points are ignored, and boxes are used only as labeled examples."
     ),
     "input_box": (
         "Boxes around objects: left, top, right and bottom in image pixels. Each box gives one mask.\n"
@@ -147,7 +147,7 @@ class InferSegmentAnything3Widget(core.CWorkflowTaskWidget):
             "IoU threshold",
             overlap,
             lambda: str(overlap.value()),
-            "0 to 1, for text and example boxes: of two masks that overlap more than this, keeps the one with the\n"
+            "0 to 1, for text and example boxes: if two masks overlap more than this, keeps only the one with the\n"
             "higher score. 1 keeps all; 0.7 removes duplicates. IoU: intersection over union of the two masks.",
         )
         return grid

@@ -35,7 +35,9 @@ def main() -> None:
         "--repeat", type=int, default=3, help="repetitions of each slow measurement, for the median (default: 3)"
     )
     parser.add_argument("--runs", type=int, default=1000, help="length of the long series of runs (default: 1000)")
-    parser.add_argument("--instances", type=int, default=200, help="where many are measured (default: 200)")
+    parser.add_argument(
+        "--instances", type=int, default=200, help="number of instances where many are measured (default: 200)"
+    )
     parser.add_argument("--output", type=Path, help="Markdown file to write the table to")
     arguments = parser.parse_args()
 
@@ -68,7 +70,7 @@ def _heading(setup: Setup) -> Iterator[str]:
     yield "# Benchmark results\n"
     yield from circumstances(setup.device)
     yield f"- Network: {size}, random weights; the plugin runs it in {setup.precision_name}"
-    yield f"- Image: {WIDTH}×{HEIGHT}, a drawn scene\n"
+    yield f"- Image: {WIDTH}×{HEIGHT}, a synthetic scene\n"
     yield HEADER
 
 

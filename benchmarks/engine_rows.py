@@ -78,7 +78,7 @@ def _text_rows(setup: Setup, direct: DirectUse) -> Iterator[Row]:
     def some(phrases: Iterator[str], count: int) -> list[str]:
         return list(itertools.islice(phrases, count))
 
-    def asked_anew() -> None:
+    def asked_again() -> None:
         user.forget_answers(image)
         user.segment(image, input_text=next(ours), **nothing)
 
@@ -96,7 +96,7 @@ def _text_rows(setup: Setup, direct: DirectUse) -> Iterator[Row]:
     )
     yield Row.within("three phrases at once", three["plugin"], "`set_text_prompt` three times", three["sam3"], 1.03)
     ours, theirs = itertools.cycle(phrases), itertools.cycle(phrases)
-    known = in_turn(_PROMPTS, plugin=asked_anew, sam3=lambda: direct.concept(next(theirs), 1.0))
+    known = in_turn(_PROMPTS, plugin=asked_again, sam3=lambda: direct.concept(next(theirs), 1.0))
     yield Row.within(
         "a phrase used before, without its cached answer", known["plugin"], "`set_text_prompt`", known["sam3"], 1
     )

@@ -39,7 +39,7 @@ from testbed.scenes import draw_scene
 _CHECKPOINT = Path(__file__).resolve().parent.parent / "demo" / "sam3_shapes.pt"
 _SETTINGS = Settings(input_text="shape", model_weight_file=str(_CHECKPOINT), cuda=False)
 
-_DISTINCT_IMAGES = 20  # repeated to fill the folder; more than the images that a worker remembers
+_DISTINCT_IMAGES = 20  # repeated to fill the folder; more than a worker caches
 _STEADY = (0.2, 0.8)  # share of a run that is measured: all workers have started, none has finished
 
 

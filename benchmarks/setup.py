@@ -68,7 +68,7 @@ class Setup:
         instances: number of instances where many are measured.
         predictor: the engine.
         user: the plugin in a workflow; on a GPU, the engine.
-        image: (1200, 1800, 3) uint8, a drawn scene.
+        image: (1200, 1800, 3) uint8, a synthetic scene.
     """
 
     def __init__(self, checkpoint: Path, full_size: bool, device: torch.device, repeat: int, instances: int) -> None:

@@ -4,7 +4,8 @@
     python -m benchmarks.soak --runs 500 --json        # for the benchmark
 
 Exits with 1 if memory grows by more than 20 MB after the warm-up, if there are more open files or threads, or if runs
-become slower. Run it in a separate process: one that used more memory before could hide a leak in what it freed.
+become slower. Run it in a separate process: if the process used more memory earlier, a leak can hide in the memory that
+it freed.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Soaked:
         files: number of open files.
         threads: number of threads.
         seconds: duration of the run.
-        refused: how many runs ended in the plugin's error, as they should.
+        refused: number of runs that the plugin rejected, as it should.
     """
 
     memory: list[int]
@@ -80,7 +81,7 @@ class Soaked:
         return statistics.median(self.seconds[-tenth:]) / statistics.median(self.seconds[tenth : 2 * tenth])
 
     def faults(self) -> list[str]:
-        """Describe what grew."""
+        """Return a description of each value that grew too much."""
         tenth = max(1, len(self.memory) // 10)
         faults = []
         if self.growth > _MOST_GROWTH:

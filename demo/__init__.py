@@ -1,1 +1,1 @@
-"""The demo: segments drawn scenes or your own pictures through the plugin."""
+"""The demo: segments a synthetic scene or your own pictures through the plugin."""

@@ -1,6 +1,6 @@
 """Segment a picture through a real Ikomia workflow.
 
-    make demo                                                  # a drawn scene, with every kind of prompt
+    make demo                                                  # a synthetic scene, with every kind of prompt
     make demo IMAGE=photograph.jpg TEXT=shoe WEIGHTS=sam3.pt   # your own picture, prompt and weights
 
 Prints a table, and writes a picture per prompt and a sheet with all of them to demo/output.
@@ -38,11 +38,11 @@ SCENE_SEED, SCENE_SIZE = 7946, (480, 360)  # has two shapes that are alike, and 
 SHEET_COLUMNS, SHEET_CELL = 4, (480, 960)  # maximum width and height of a cell
 
 SHAPES_NOTICE = f"""\
-Weights: the small network of this repository, which was trained on drawn scenes. It knows only coloured shapes:
+Weights: the small network of this repository, which was trained on synthetic scenes. It knows only colored shapes:
 {", ".join(plural(kind) for kind in KINDS)}, in {", ".join(COLOURS)}, and white or black dots on them.
 """
 PHOTOGRAPH_NOTICE = f"""\
-On any other picture, such as a photograph, ITS MASKS MEAN NOTHING. Use SAM 3's own weights for these: WEIGHTS=sam3.pt
+On other pictures, such as photographs, ITS MASKS MEAN NOTHING. Use SAM 3's own weights for these: WEIGHTS=sam3.pt
 if you have the file, or WEIGHTS={GATED_WEIGHTS} to download them once you have access (see docs/weights.md). Without
 make, use --weights.
 """
@@ -69,7 +69,7 @@ class Request:
     Attributes:
         title: of its row in the table and of its picture.
         parameters: values of the plugin's parameters.
-        truth: the regions that are right answers, if known.
+        truth: the correct regions, if known.
     """
 
     title: str
@@ -116,7 +116,9 @@ class Found:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m demo", description="Segment a picture through the plugin.")
-    parser.add_argument("--image", metavar="FILE", help="picture to segment (default: a drawn scene of 480x360 pixels)")
+    parser.add_argument(
+        "--image", metavar="FILE", help="picture to segment (default: a synthetic scene of 480x360 pixels)"
+    )
     for option, (parameter, meaning) in {**PROMPT_OPTIONS, **OTHER_OPTIONS}.items():
         parser.add_argument(f"--{option}", metavar="VALUE", help=f"the plugin's {parameter}: {meaning}")
     parser.add_argument(
@@ -162,7 +164,10 @@ def _typed_request(typed: dict[str, str]) -> Request:
 
 
 def requests_about(scene: Scene) -> list[Request]:
-    """Return every kind of prompt, for a scene with a dot, two shapes that are alike, and another of their kind."""
+    """Return every kind of prompt.
+
+    The scene must have a shape with a dot, two shapes that are alike, and a third of their kind in another color.
+    """
     by_size = sorted(scene.shapes, key=lambda shape: -np.count_nonzero(shape.whole.mask))
     dotted = next(shape for shape in by_size if shape.dot)
     assert dotted.dot is not None
@@ -182,9 +187,9 @@ def requests_about(scene: Scene) -> list[Request]:
     return [
         Request("text 'star'", {"input_text": "star"}, tuple(scene.instances("star"))),
         Request("text 'red circle'", {"input_text": "red circle"}, tuple(scene.instances("red circle"))),
-        Request(f"text '{absent}', which is not there", {"input_text": absent}),
+        Request(f"text '{absent}', not in the scene", {"input_text": absent}),
         Request(
-            "texts 'star' and 'circle'",
+            "phrases 'star' and 'circle'",
             {"input_text": ["star", "circle"]},
             (*scene.instances("star"), *scene.instances("circle")),
         ),
@@ -247,7 +252,7 @@ def show(plugin: Plugin, image: np.ndarray, requests: list[Request]) -> None:
 
     width = max(len(request.title) for request in requests)
     print(f"{'prompt':<{width}}  masks      ms   IoU  scores", flush=True)
-    cells = [pictures.captioned(pictures.scaled_to_fit(image, *SHEET_CELL), "the picture")]
+    cells = [pictures.captioned(pictures.scaled_to_fit(image, *SHEET_CELL), "input image")]
     files = {}
     for request in requests:
         start = time.perf_counter()
@@ -267,7 +272,7 @@ def show(plugin: Plugin, image: np.ndarray, requests: list[Request]) -> None:
         ]
     print("\nms:  duration of a whole run of the workflow; the first run also encodes the image.")
     if any(request.truth for request in requests):
-        print("IoU: intersection over union of the mask and the drawn shape, 0 for a wrong or missing mask;")
+        print("IoU: intersection over union of the mask and the true shape, 0 for a wrong or missing mask;")
         print("     the mean over all masks. Of three candidates, the best ones count.")
     files["all"] = pictures.sheet(cells, min(SHEET_COLUMNS, len(cells)))
     OUTPUT.mkdir(exist_ok=True)
@@ -286,7 +291,7 @@ def _listed(found: Sequence[Found]) -> str:
 
 
 def _agreement(found: Sequence[Found], request: Request) -> float:
-    """Return the IoU of each true region with its best mask; the mean over the regions, or over the masks if more."""
+    """Return the mean IoU of the true regions with their best masks; masks in excess of the regions count as 0."""
     ious = np.array([[iou(one.mask, region.mask) for region in request.truth] for one in found])
     if not ious.size:
         return 0.0
@@ -294,7 +299,7 @@ def _agreement(found: Sequence[Found], request: Request) -> float:
 
 
 def _overlays(image: np.ndarray, request: Request, found: Sequence[Found]) -> list[tuple[np.ndarray, str, str]]:
-    """Draw the masks, with title and scores; candidates in a picture each."""
+    """Draw the masks, with title and scores; each candidate gets its own picture."""
     height, width = image.shape[:2]
     prompt = request.prompt
     overlays = []

@@ -22,7 +22,7 @@ OVERLAY_PHRASE = "red circle"
 # names in images/, without .png, to those in the demo's output
 COPIES = {
     "text": "text_red_circle",
-    "several_phrases": "texts_star_and_circle",
+    "several_phrases": "phrases_star_and_circle",
     "example_box": "example_box",
     "negative_box": "text_circle_negative_box",
     "point_candidates": "point_three_candidates",
@@ -36,7 +36,7 @@ COPIES = {
 # the README's overview: pictures of the demo, and their captions
 OVERVIEW = {
     "text_red_circle": "text: red circle",
-    "texts_star_and_circle": "two texts: star, circle",
+    "phrases_star_and_circle": "two phrases: star, circle",
     "example_box": "example box",
     "point_on_a_dot": "point",
     "three_boxes": "three boxes",

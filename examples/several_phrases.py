@@ -17,7 +17,7 @@ algo.set_parameters(
     {
         "input_text": ["wheel", "window", "person"],
         "confidence_threshold": 0.3,
-        "iou_threshold": 0.7,  # of two masks that overlap more than this, keep the better one
+        "iou_threshold": 0.7,  # if two masks overlap more than this, keep only the better one
         "instance_output": True,
     }
 )

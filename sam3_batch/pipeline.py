@@ -2,8 +2,7 @@
 
     paths -> [tasks: decode images] -> [actors: segment, one model each] -> [tasks: encode rows] -> this process
 
-Only this process writes to the dataset. Images are streamed: the only thing that grows with the folder is the list of
-its paths.
+Only this process writes to the dataset. Images are streamed: only the list of paths grows with the folder.
 """
 
 from __future__ import annotations
@@ -48,8 +47,8 @@ def start_ray(cpus: float = 0) -> None:
     """Connect to the cluster at ``RAY_ADDRESS``, or start Ray on this machine.
 
     Args:
-        cpus: CPUs that all workers take together. Ray on this machine offers at least one more, even if there are
-            fewer cores: workers that take all would leave none to the tasks that decode and encode.
+        cpus: CPUs that all workers take together. If Ray starts on this machine, it is told of at least one more,
+            even if there are fewer cores; otherwise, no CPU would be left for the tasks that decode and encode.
     """
     for name, value in _QUIET_RAY.items():
         os.environ.setdefault(name, value)
@@ -91,7 +90,7 @@ def segment_folder(
         overlays: whether to write a PNG of each image with its instances tinted.
 
     Returns:
-        What this run has done. Images remain if their blocks failed; run again to retry them.
+        What this run did. Images remain if their blocks failed; run again to retry them.
 
     Raises:
         OSError: a folder cannot be read or written.
@@ -157,9 +156,9 @@ def _paths_without_row(source: Folder, output: Folder) -> list[str]:
 
 
 def _try_worker(settings: Settings, cpus: float, gpus: float) -> None:
-    """Load the model once in a task of its own.
+    """Load the model once in a separate task, so that errors are reported at once.
 
-    If an actor of the pipeline cannot load it, Ray retries for a long time before it reports the error.
+    If an actor of the pipeline cannot load the model, Ray retries for a long time before it reports the error.
     """
     import ray
 

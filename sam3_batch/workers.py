@@ -80,7 +80,7 @@ def find_weights(settings: Settings) -> Path:
 
 
 class Segmenter:
-    """A loaded model with a prompt, in a Ray actor of its own."""
+    """A loaded model with a prompt, in its own Ray actor."""
 
     def __init__(self, settings: Settings, *, keep_pixels: bool) -> None:
         """Load the model.

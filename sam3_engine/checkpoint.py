@@ -78,9 +78,9 @@ def fit_tensors(
 
     missing, unexpected = expected.keys() - renamed.keys(), renamed.keys() - expected.keys()
     if missing:
-        raise CheckpointError(path, f"{len(missing)} tensors are missing, including '{min(missing)}'")
+        raise CheckpointError(path, f"tensors are missing ({len(missing)}), including '{min(missing)}'")
     if unexpected:
-        raise CheckpointError(path, f"{len(unexpected)} tensors are unexpected, including '{min(unexpected)}'")
+        raise CheckpointError(path, f"it has unexpected tensors ({len(unexpected)}), including '{min(unexpected)}'")
     return {name: _fit_tensor(path, name, renamed[name], wanted) for name, wanted in expected.items()}
 
 
@@ -128,7 +128,7 @@ def _fit_tensor(path: Path, name: str, tensor: Any, wanted: torch.Tensor) -> tor
         raise CheckpointError(path, f"'{name}' is sparse, is nested or has no data")
     if tensor.shape != wanted.shape:
         raise CheckpointError(path, f"'{name}' has shape {tuple(tensor.shape)}, expected {tuple(wanted.shape)}")
-    # reading a complex table as real numbers would drop half of its content without an error
+    # converting complex numbers to real ones would drop the imaginary parts without an error
     if tensor.is_complex() != wanted.is_complex() or not (tensor.is_floating_point() or tensor.is_complex()):
         raise CheckpointError(path, f"'{name}' has dtype {tensor.dtype}, expected {wanted.dtype}")
     return tensor.to(wanted.dtype)

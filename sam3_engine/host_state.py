@@ -1,6 +1,6 @@
-"""Leave the state of the host process as it was.
+"""Keep the state of the host process unchanged.
 
-The sam3 package was written for a process of its own on a CUDA machine: it enters an autocast that it never leaves, and
+The sam3 package was written for its own process on a CUDA machine: it enters an autocast that it never leaves, and
 changes switches of PyTorch and logging that belong to the whole process. Each context manager here keeps one part of
 that state; :mod:`~.contexts` combines them.
 """

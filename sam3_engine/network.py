@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-# sam3 would import these during a prediction, with side effects on logging and warnings: this, and skimage's label
+# otherwise, sam3 imports this and skimage's label during a prediction, with side effects on logging and warnings
 import sam3.perflib.connected_components  # noqa: F401
 import torch
 from sam3.model.decoder import (
@@ -45,12 +45,12 @@ _DROPOUT = 0.1  # the package's value; no effect in evaluation mode
 def build_network(architecture: Architecture, device: torch.device, *, without_weights: bool = False) -> Sam3Image:
     """Build a SAM 3 image network with interactive (point and box) prediction, in evaluation mode.
 
-    With the default architecture it has the parameters and buffers, by name and shape, of the package's own
+    With the default architecture, its parameters and buffers have the same names and shapes as in the package's own
     ``build_sam3_image_model(enable_inst_interactivity=True)``.
 
     Args:
         architecture: sizes of the network.
-        device: for precomputed tables that are not part of a checkpoint. Parameters are on the CPU.
+        device: of the precomputed tables that are not part of a checkpoint. Parameters are on the CPU.
         without_weights: leave large parameters on the meta device, so that a checkpoint can be assigned to them.
 
     Returns:
@@ -304,7 +304,7 @@ def _interactive_predictor(architecture: Architecture) -> SAM3InteractiveImagePr
 
 
 class _Tracker(Sam3TrackerPredictor):
-    """The package's tracker, with the sizes that are literals in its ``_build_sam_heads`` from an architecture."""
+    """The package's tracker, but with an architecture's sizes instead of those hard-coded in ``_build_sam_heads``."""
 
     def __init__(self, architecture: Architecture, **options: object) -> None:
         self._architecture = architecture

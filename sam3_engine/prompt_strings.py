@@ -309,7 +309,7 @@ def _parse(parameter: str, text: str, expected: str) -> Any:
 
 @contextlib.contextmanager
 def _naming(names: Mapping[str, str], typed: Mapping[str, str] | None = None) -> Iterator[None]:
-    """Name in errors the parameter or graphic that an argument comes from, and quote the typed text if there is one."""
+    """Make errors name the parameter or graphic that an argument comes from, and quote the typed text, if any."""
     try:
         yield
     except PromptError as error:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,14 +40,14 @@ class ConceptPrompt:
     """Segment every instance of one or more concepts, named by phrases or shown by example boxes.
 
     Attributes:
-        phrases: noun phrases, each a concept of its own; with example boxes at most one. White space is collapsed, and
-            a repeated phrase counts once.
+        phrases: noun phrases, each a separate concept; at most one with example boxes. White space is collapsed, and a
+            repeated phrase counts once.
         boxes: example boxes ``(x1, y1, x2, y2)`` in source pixels.
         box_labels: one per box, 1 for a positive and 0 for a negative example.
 
     Raises:
         PromptError: there is nothing to segment, or a value cannot be used; see the message.
-        TypeError: ``phrases`` is a string, whose letters would each be a phrase.
+        TypeError: ``phrases`` is a string; each of its letters would be a phrase.
     """
 
     phrases: tuple[str, ...] = ()
@@ -71,13 +71,13 @@ class ConceptPrompt:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The label of the segments of each concept: the phrases, or "object" if only boxes say what to find."""
+        """The label of each concept's segments: its phrase, or "object" if there are only boxes."""
         return self.phrases or (UNNAMED,)
 
 
 @dataclass(frozen=True)
 class GeometricPrompt:
-    """Segment one object by points and at most one box, or several objects by a box each.
+    """Segment one object by points and at most one box, or several objects by one box each.
 
     Attributes:
         boxes: ``(x1, y1, x2, y2)`` in source pixels, one per object.
@@ -144,9 +144,9 @@ def _checked_phrases(phrases: Iterable[str]) -> tuple[str, ...]:
             value = phrases[0] if len(phrases) == 1 else phrases
             raise PromptError("phrases", value, f"expected a noun phrase of at most {_MAX_PHRASE_LENGTH} characters")
         if not phrase.strip():
-            raise PromptError("phrases", phrases, f"there is a blank phrase; {PHRASES_EXPECTED}")
+            raise PromptError("phrases", phrases, f"it has a blank phrase; {PHRASES_EXPECTED}")
         if re.search("[\ud800-\udfff]", phrase):
-            raise PromptError("phrases", phrases, f"there is half a character (a lone surrogate); {PHRASES_EXPECTED}")
+            raise PromptError("phrases", phrases, f"it has half a character (a lone surrogate); {PHRASES_EXPECTED}")
     return tuple(dict.fromkeys(" ".join(phrase.split()) for phrase in phrases))
 
 
@@ -162,6 +162,8 @@ def _checked_boxes(boxes: Iterable[Sequence[float]]) -> tuple[Box, ...]:
 def _checked_rows(argument: str, rows: Iterable[Sequence[float]], length: int, expected: str) -> tuple[Any, ...]:
     checked = []
     for row in rows:
+        if not isinstance(row, Sized):
+            raise PromptError(argument, row, f"this is not a list of {length} numbers; {expected}")
         if len(row) != length:
             raise PromptError(argument, row, f"there are {len(row)} numbers, not {length}; {expected}")
         for number in row:

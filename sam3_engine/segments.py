@@ -62,7 +62,12 @@ def label_map(segments: Sequence[Segment], width: int, height: int) -> np.ndarra
 
     Returns:
         (height, width) uint8.
+
+    Raises:
+        ValueError: there are more segments than 8 bits can number.
     """
+    if len(segments) > MAX_LABELS:
+        raise ValueError(f"{len(segments)} segments: a label map can number at most {MAX_LABELS}.")
     if not segments:
         return np.zeros((height, width), np.uint8)
     painted = torch.zeros((height, width), dtype=torch.uint8, device=segments[0].mask_logits.device)

@@ -31,8 +31,8 @@ _ACCESS_STEPS = (
 def find_checkpoint(weights: str = "", weights_folder: Path | None = None) -> Path:
     """Return the path of the SAM 3 checkpoint; download it if necessary.
 
-    A download shows its progress on a terminal, resumes when the connection is cut (within this call: huggingface_hub
-    starts over in the next), and stays in the Hugging Face cache.
+    A download shows its progress on a terminal, resumes if the connection is cut, and stays in the Hugging Face cache.
+    It does not resume in a later call: huggingface_hub then starts over.
 
     Args:
         weights: path of a local checkpoint; blank for the published weights.

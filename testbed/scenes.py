@@ -1,8 +1,8 @@
-"""Drawn scenes of coloured shapes, with their ground truth.
+"""Synthetic scenes of colored shapes, with ground truth.
 
     python -m testbed.scenes scenes.png    # write a sheet of scenes
 
-A scene depends only on a numpy random generator, so a seed defines a data set. A shape may have a dot on it, which
+A scene depends only on a NumPy random generator, so a seed defines a data set. A shape may have a dot on it, which
 makes three regions: the whole shape, the dot, and the ring around the dot.
 """
 
@@ -104,7 +104,7 @@ class Shape:
     dot_colour: str | None = None
 
     def is_like(self, other: Shape) -> bool:
-        """Return whether both shapes have the same kind and colour."""
+        """Return whether both shapes have the same kind and color."""
         return (self.kind, self.colour) == (other.kind, other.colour)
 
     @functools.cached_property
@@ -115,7 +115,7 @@ class Shape:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A drawn image and its shapes.
+    """A synthetic image and its shapes.
 
     Attributes:
         image: (H, W, 3) uint8 RGB.
@@ -128,7 +128,7 @@ class Scene:
     def instances(self, phrase: str) -> list[Region]:
         """Return every region that a phrase names, such as "star", "red disc", "blue shapes" or "the white dot".
 
-        Other phrases name nothing.
+        All other phrases name nothing.
         """
         words = phrase.lower().split()
         words = words[1:] if words[:1] and words[0] in ARTICLES else words
@@ -150,7 +150,7 @@ _Window = tuple[slice, slice]  # rows and columns of the canvas
 
 @dataclass
 class _Layer:
-    """Something drawn: its colour, its visible coverage of each pixel, and its area when drawn and now."""
+    """A shape or dot on the canvas: its color, its visible coverage of each pixel, its area and its visible area."""
 
     colour: np.ndarray
     coverage: np.ndarray
@@ -159,7 +159,7 @@ class _Layer:
 
 
 class _Canvas:
-    """A scene that is being drawn: colours 0..1, and the layers so far."""
+    """A scene in progress: colors in 0..1, and the layers so far."""
 
     def __init__(self, image: np.ndarray) -> None:
         self.image = image
@@ -176,11 +176,11 @@ class _Canvas:
         return True
 
     def paint(self, window: _Window, coverage: np.ndarray, colour: np.ndarray) -> None:
-        """Draw a colour (3,) or (h, w, 3) in a window."""
+        """Draw a color (3,) or (h, w, 3) in a window."""
         self.image[window] += coverage[..., np.newaxis] * (colour - self.image[window])
 
     def cover(self, window: _Window, coverage: np.ndarray) -> None:
-        """Subtract what ``coverage`` hides from all layers."""
+        """Reduce the visible coverage of all layers by what ``coverage`` hides."""
         for layer in self.layers:
             hidden = layer.coverage[window] * coverage
             layer.coverage[window] -= hidden
@@ -208,7 +208,7 @@ def draw_scene(random: np.random.Generator, width: int = 448, height: int = 448)
     """
     canvas = _Canvas(_background(random, width, height))
     count = int(random.integers(1, MOST_SHAPES + 1))
-    # most scenes have few kinds and colours, so that a phrase often names several shapes and nearly names others
+    # most scenes have few kinds and colors, so that a phrase often matches several shapes and nearly matches others
     kinds, colours = random.choice(KINDS, random.integers(1, 4)), random.choice(COLOURS, random.integers(1, 4))
     typical_radius = random.uniform(0.1, LARGEST_RADIUS if count <= 3 else 0.2)
 
@@ -242,7 +242,7 @@ class _Placement:
 def _place(
     random: np.random.Generator, canvas: _Canvas, kind: str, shade: np.ndarray, typical_radius: float
 ) -> _Placement | None:
-    """Find a random place, size, rotation and stretch with room for a shape; None if there is no room."""
+    """Find a random place, size, rotation and stretch with room for a shape; return None if there is no room."""
     height, width = canvas.image.shape[:2]
     for _ in range(PLACES_TRIED):
         relative_radius = np.clip(typical_radius * random.uniform(0.5, 1.1), SMALLEST_RADIUS, LARGEST_RADIUS)
@@ -316,7 +316,7 @@ def _signed_distance(kind: str, u: np.ndarray, v: np.ndarray, thickness: float =
 
 
 def _distance_to_star(u: np.ndarray, v: np.ndarray, notch_radius: float) -> np.ndarray:
-    """Return the distance to the edge of a star: all ten edges fold onto the one from a tip at angle 0 to a notch."""
+    """Return the distance to the edge of a star; by symmetry, all edges fold onto one, from a tip at angle 0."""
     sector = 2 * np.pi / 5
     from_tip = np.abs(np.mod(np.arctan2(u, -v) + sector / 2, sector) - sector / 2)
     along, across = np.hypot(u, v) * np.cos(from_tip), np.hypot(u, v) * np.sin(from_tip)
@@ -325,15 +325,15 @@ def _distance_to_star(u: np.ndarray, v: np.ndarray, notch_radius: float) -> np.n
 
 
 def _colour(random: np.random.Generator, name: str) -> np.ndarray:
-    """Draw one of the colours that a name stands for, (3,) RGB 0..1."""
+    """Pick a random color that the name describes, (3,) RGB 0..1."""
     middle, spread = HUES[name]
     hue = ((middle + random.uniform(-spread, spread)) % 360) / 360
-    darkest = 0.8 if name in ("yellow", "orange") else 0.48  # dark yellow is olive, dark orange brown
+    darkest = 0.8 if name in ("yellow", "orange") else 0.48  # dark yellow is olive, dark orange is brown
     return np.array(colorsys.hsv_to_rgb(hue, random.uniform(0.72, 1.0), random.uniform(darkest, 1.0)))
 
 
 def _background(random: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """Draw a background (H, W, 3) 0..1: plain, gradient, blotches or stripes, in pale colours that hide no shape."""
+    """Draw a background (H, W, 3) 0..1: plain, gradient, blotches or stripes, in pale colors that hide no shapes."""
     grey = colorsys.hsv_to_rgb(random.random(), random.uniform(0, 0.25), random.uniform(0.03, 0.97))
     image = np.empty((height, width, 3), np.float64)
     image[:] = grey

@@ -62,7 +62,7 @@ def algorithm(workflow, small_checkpoint):
 
 @pytest.fixture(scope="session")
 def shapes_checkpoint() -> Path:
-    """The trained small network of the demo, which knows coloured shapes."""
+    """The trained small network of the demo, which knows colored shapes."""
     return REPOSITORY / "demo" / "sam3_shapes.pt"
 
 

@@ -1,4 +1,4 @@
-"""The masks of the shapes network are right, through the plugin; and the measure of that can fail."""
+"""The shapes network returns correct masks through the plugin, and the evaluation notices wrong ones."""
 
 import dataclasses
 import re
@@ -16,7 +16,7 @@ from training.train import SHAPES
 
 SCENES = 16
 FEW_SCENES = 8
-SEED = 20_000_000  # neither of training nor of the tables in demo/README.md
+SEED = 20_000_000  # used neither for training nor for the tables in training/README.md
 
 # a little under those tables, since there are fewer questions here
 PHRASES = 0.94  # precision and recall
@@ -32,7 +32,7 @@ def examine(examinee, drawn=held_out_scenes, scenes=SCENES, **kinds):
 
 
 def examine_briefly(examinee):
-    """Phrases and boxes, of a few scenes."""
+    """Ask about a few scenes, with phrases and boxes only."""
     return examine(examinee, scenes=FEW_SCENES, outline_kinds=("box",), exemplar_kinds=())
 
 
@@ -116,7 +116,7 @@ def test_the_command_prints_tables(shapes_checkpoint, monkeypatch, capsys):
     assert printed.count("| all instances by |") == printed.count("| one object by |") == 2
     for row in ("| phrases | 3 |", "| box and point | 1 |", "| positive box | 1 |"):
         assert printed.count(row) == 2
-    assert "0.0% of 2 found something." in printed
+    assert "0.0% of 2 questions returned a mask." in printed
     assert re.search(r"\| encode an image \| \d+ \|", printed)
 
 
@@ -136,12 +136,12 @@ def test_the_command_says_which_file_is_missing(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["evaluate", "nowhere.pt"])
     with pytest.raises(SystemExit):
         evaluate_main()
-    assert "there is no file nowhere.pt" in capsys.readouterr().err
+    assert "the file nowhere.pt does not exist" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
 def whole(examinee):
-    """What the network as it is answers to the questions of :func:`examine_briefly`."""
+    """Results of the unchanged network for the questions of :func:`examine_briefly`."""
     results = examine_briefly(examinee)
     assert good(results.found["phrases"], PHRASES)
     assert np.mean(results.outlines["box"].single) >= OUTLINES["box"]
@@ -149,7 +149,7 @@ def whole(examinee):
 
 
 def without_imaginary_parts(tensors):
-    """As a careless conversion to real numbers leaves the position tables."""
+    """Drop the imaginary parts of the position tables, as a careless conversion to real numbers does."""
     return {
         name: torch.complex(tensor.real, torch.zeros_like(tensor.real)) if tensor.is_complex() else tensor
         for name, tensor in tensors.items()
@@ -157,7 +157,7 @@ def without_imaginary_parts(tensors):
 
 
 def with_two_tensors_swapped(tensors):
-    """As a wrong table of names leaves two of the same shape."""
+    """Swap two tensors of the same shape, as a wrong mapping of names does."""
     one, other = (f"detector.backbone.vision_backbone.trunk.blocks.{block}.attn.qkv.weight" for block in (1, 2))
     return {**tensors, one: tensors[other], other: tensors[one]}
 
@@ -172,7 +172,7 @@ def test_a_broken_network_is_seen(whole, shapes_contents, tmp_path, broken):
 
 
 class BoxesOfAnotherSize(Examinee):
-    """Gives boxes in pixels of the network's input instead of the picture's."""
+    """Gives boxes in pixels of the network's input instead of the image."""
 
     def outline(self, image, question, *, multimask):
         if question.box:

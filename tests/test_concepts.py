@@ -117,7 +117,7 @@ def test_the_255_best_are_in_the_mask_and_one_warning_says_how_many_there_were(p
     assert len(every) == count
     ranked = sorted(every, key=lambda found: -found.confidence)
     assert min(scores_of(output.description)) == pytest.approx(ranked[254].confidence, abs=1e-3)
-    # each has the same colour in both
+    # each has the same color in both
     names = iter(output.get_class_names()[1:])
     colours = dict(zip(names, output.get_colors()[1:], strict=True))
     of_objects = {tuple(found.color[:3]) for found in every}

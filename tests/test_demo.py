@@ -45,7 +45,7 @@ def size_of(path):
         return picture.size
 
 
-def test_every_kind_of_prompt_about_a_drawn_scene(run):
+def test_every_kind_of_prompt_on_a_synthetic_scene(run):
     lines, output = run()
     rows = table(lines)
     scene = draw_scene(np.random.default_rng(demo.SCENE_SEED), *demo.SCENE_SIZE)
@@ -54,11 +54,11 @@ def test_every_kind_of_prompt_about_a_drawn_scene(run):
         scores = row["scores"].split()
         assert int(row["masks"]) == len(scores) == len(scene.instances(phrase)) > 0
         assert scores == sorted(scores, reverse=True)
-    assert [row["scores"] for title, row in rows.items() if "not there" in title] == ["nothing found"]
+    assert [row["scores"] for title, row in rows.items() if "not in the scene" in title] == ["nothing found"]
     assert [rows[title]["masks"] for title in ("point on a dot", "point, three candidates", "three boxes")] == list(
         "133"
     )
-    assert all(float(row["iou"]) > 0.8 for title, row in rows.items() if "not there" not in title)
+    assert all(float(row["iou"]) > 0.8 for title, row in rows.items() if "not in the scene" not in title)
     pictures = {path.name for path in output.iterdir()}
     assert len(pictures) == len(rows) + 1
     assert size_of(output / "all.png")[0] > 3 * demo.SCENE_SIZE[0]
@@ -77,12 +77,12 @@ def test_an_overlay_shows_the_mask_where_the_shape_is(run):
 
 
 @pytest.mark.parametrize("weights", [[], ["--weights", os.path.relpath(demo.SHAPES_NETWORK)]])
-def test_own_picture_and_prompt_with_a_plain_word_on_what_the_network_knows(run, photograph, tmp_path, weights):
+def test_your_own_picture_and_prompt_print_what_the_network_knows(run, photograph, tmp_path, weights):
     PIL.Image.fromarray(photograph).save(tmp_path / "photograph.jpg")
     lines, output = run(
         "--image", tmp_path / "photograph.jpg", "--point", "[[300, 200]]", "--multimask", "True", *weights
     )
-    assert any("knows only coloured shapes" in line for line in lines)
+    assert any("knows only colored shapes" in line for line in lines)
     assert any("MASKS MEAN NOTHING" in line for line in lines)
     assert table(lines)["point [[300, 200]], multimask True"]["masks"] == "3"
     assert size_of(output / "point_300_200_multimask_True.png")[0] == 3 * photograph.shape[1]
@@ -97,7 +97,7 @@ def test_loggers_keep_their_levels(run):
     assert levels() == before
 
 
-def test_other_weights_need_no_such_word(run, small_checkpoint):
+def test_other_weights_print_no_such_notice(run, small_checkpoint):
     lines, _ = run("--weights", small_checkpoint, "--box", "[[50, 50, 150, 150]]")
     assert not any("knows only" in line for line in lines)
     assert table(lines)["box [[50, 50, 150, 150]]"]["masks"] == "1"
@@ -149,7 +149,7 @@ def test_without_a_prompt_it_says_what_to_give(run, arguments, capsys):
 
 def test_what_is_empty_is_not_given(run):
     lines, _ = run("--image", "", "--text", "", "--weights", " ")
-    assert any("knows only coloured shapes" in line for line in lines)
+    assert any("knows only colored shapes" in line for line in lines)
     assert "text 'star'" in table(lines)
 
 

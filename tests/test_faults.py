@@ -1,4 +1,4 @@
-"""What goes wrong around the network ends in a clear error, and leaves a plugin that works."""
+"""Faults around the network end in a clear error, and the plugin still works afterwards."""
 
 import multiprocessing
 import os
@@ -43,7 +43,7 @@ def answer(predictor, prompt, image):
 
 
 def failing(times, error, original):
-    """``original``, but the first calls end in ``error``."""
+    """Wrap ``original`` so that its first calls raise ``error``."""
     calls = []
 
     def call(*arguments, **options):
@@ -58,7 +58,7 @@ def failing(times, error, original):
 
 @pytest.fixture
 def places(predictor):
-    """Where an error may come from: the encoder and the two heads."""
+    """The places that raise errors: the encoder and the two heads."""
     network = predictor.model.network
     return {
         "encoder": (network.backbone, "forward_image"),
@@ -72,7 +72,7 @@ def places(predictor):
 
 @pytest.mark.parametrize("device", OUT_OF_MEMORY)
 @pytest.mark.parametrize(("place", "prompt"), [("encoder", "box"), ("detector", "phrase"), ("mask decoder", "box")])
-def test_where_memory_runs_out_the_images_that_are_kept_make_room(
+def test_if_memory_runs_out_cached_images_are_dropped(
     predictor, places, photograph, monkeypatch, place, prompt, device
 ):
     wanted = answer(predictor, PROMPTS[prompt], photograph)
@@ -93,7 +93,7 @@ def test_where_memory_runs_out_the_images_that_are_kept_make_room(
 
 @pytest.mark.parametrize("device", OUT_OF_MEMORY)
 @pytest.mark.parametrize(("place", "prompt"), [("encoder", "box"), ("detector", "phrase"), ("mask decoder", "box")])
-def test_where_it_runs_out_again_an_error_says_what_takes_less(
+def test_if_memory_runs_out_again_the_error_says_how_to_use_less(
     predictor, places, photograph, monkeypatch, place, prompt, device
 ):
     wanted = answer(predictor, PROMPTS[prompt], photograph)
@@ -108,7 +108,7 @@ def test_where_it_runs_out_again_an_error_says_what_takes_less(
     assert answer(predictor, PROMPTS[prompt], photograph) == wanted
 
 
-def test_other_errors_are_not_tried_again(predictor, places, photograph, monkeypatch):
+def test_other_errors_are_not_retried(predictor, places, photograph, monkeypatch):
     part, method = places["encoder"]
     call = failing(99, RuntimeError("something else"), getattr(part, method))
     monkeypatch.setattr(part, method, call)
@@ -153,7 +153,7 @@ def test_an_interrupted_run_of_the_plugin_leaves_no_mask(small_checkpoint, photo
     assert all(np.array_equal(mask, one) for mask, one in zip(again, wanted, strict=True))
 
 
-# --- weights that are none
+# --- invalid weights
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_an_interrupted_run_of_the_plugin_leaves_no_mask(small_checkpoint, photo
         ("tracker.sam_mask_decoder.iou_prediction_head.layers.2.bias", ["box"]),
     ],
 )
-def test_nan_among_the_weights_is_an_error_and_no_empty_mask(small_checkpoint, photograph, tmp_path, tensor, prompts):
+def test_nan_in_the_weights_is_an_error_not_an_empty_mask(small_checkpoint, photograph, tmp_path, tensor, prompts):
     contents = torch.load(small_checkpoint, weights_only=True)
     spoilt = contents["model"][tensor].clone()
     spoilt.view(-1)[-1] = torch.nan
@@ -179,7 +179,7 @@ def test_nan_among_the_weights_is_an_error_and_no_empty_mask(small_checkpoint, p
                 answer(predictor, PROMPTS[prompt], photograph)
 
 
-def test_a_checkpoint_that_is_replaced_while_in_use_is_another_model(small_checkpoint, photograph, tmp_path):
+def test_a_checkpoint_replaced_while_in_use_is_loaded_again(small_checkpoint, photograph, tmp_path):
     path = tmp_path / "weights.pt"
     path.write_bytes(small_checkpoint.read_bytes())
     plugin = Plugin(model_weight_file=path, cuda=False)

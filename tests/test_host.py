@@ -1,4 +1,4 @@
-"""The host process is left as it was found: by importing, loading, running and failing."""
+"""Importing, loading, running and failing leave the host process unchanged."""
 
 import contextlib
 import os
@@ -103,7 +103,7 @@ STEPS = {
     hosts=st.sets(st.sampled_from(sorted(HOSTS)), max_size=4),
     steps=st.lists(st.sampled_from(sorted(STEPS)), min_size=1, max_size=5),
 )
-def test_whatever_is_done_changes_nothing_in_whatever_host(small_checkpoint, photograph, hosts, steps):
+def test_no_sequence_of_calls_changes_any_host(small_checkpoint, photograph, hosts, steps):
     with contextlib.ExitStack() as host:
         for name in sorted(hosts):
             host.enter_context(HOSTS[name]())
@@ -115,7 +115,7 @@ def test_whatever_is_done_changes_nothing_in_whatever_host(small_checkpoint, pho
 
 @pytest.fixture
 def unusual_host():
-    """A host that has set much of its state to something else than the defaults."""
+    """Change much of the host's state from the defaults."""
     with contextlib.ExitStack() as host:
         for name in ("float64", "no flash attention", "TF32", "smaller teams", "a device", "autocast"):
             host.enter_context(HOSTS[name]())
@@ -145,11 +145,11 @@ def test_an_unusual_host_keeps_its_state_and_gets_the_same_masks(small_checkpoin
     before = snapshot()
     masks = use_everything(small_checkpoint, photograph)
     assert changes(before, snapshot()) == []
-    for mask, wanted in zip(masks, reference, strict=True):  # other attention kernels round otherwise
+    for mask, wanted in zip(masks, reference, strict=True):  # other attention kernels round differently
         assert np.mean(mask == wanted) > 0.98
 
 
-def test_an_error_in_the_network_leaves_the_state_and_the_model_usable(small_checkpoint, photograph, monkeypatch):
+def test_an_error_in_the_network_changes_no_state_and_the_model_still_works(small_checkpoint, photograph, monkeypatch):
     predictor = Predictor(load_model(small_checkpoint, CPU))
     embedding = predictor.encode_image(photograph)
     prompt = GeometricPrompt(points=((210, 150),), point_labels=(1,))
@@ -164,7 +164,7 @@ def test_an_error_in_the_network_leaves_the_state_and_the_model_usable(small_che
     assert np.array_equal(predictor.segment(embedding, prompt)[0].mask, reference)
 
 
-def test_overlapping_calls_of_two_threads_restore_what_was_before_both():
+def test_overlapping_calls_in_two_threads_restore_the_original_state():
     before = snapshot()
     torch.backends.cuda.enable_flash_sdp(False)
     first_in, second_in, first_out = threading.Event(), threading.Event(), threading.Event()
@@ -193,8 +193,8 @@ def test_overlapping_calls_of_two_threads_restore_what_was_before_both():
     assert changes(before, snapshot()) == []
 
 
-def test_openmp_teams_are_whole_while_a_network_runs():
-    """Ikomia lets OpenMP give smaller teams; oneDNN's bfloat16 products are then wrong, without an error."""
+def test_openmp_teams_have_full_size_while_a_network_runs():
+    """Ikomia allows OpenMP to use smaller teams, with which oneDNN's bfloat16 products are silently wrong."""
     openmp = openmp_library()
     before = openmp.omp_get_dynamic()
     openmp.omp_set_dynamic(1)
@@ -204,7 +204,7 @@ def test_openmp_teams_are_whole_while_a_network_runs():
     openmp.omp_set_dynamic(before)
 
 
-def test_other_threads_see_no_redirection(small_checkpoint):
+def test_other_threads_are_not_redirected(small_checkpoint):
     with building_network(CPU, without_weights=True):
         assert torch.empty(2).is_meta
         seen = []
@@ -227,9 +227,9 @@ assert not changed, changed
 
 
 def said_by_fresh_process(then, checkpoint):
-    """What a process prints that does ``then`` and checks that its state is left as it was."""
+    """Run ``then`` in a new process that checks that its state does not change; return what it prints."""
     code = FRESH_PROCESS.format(tests=str(REPOSITORY / "tests"), then=then.replace("CHECKPOINT", repr(str(checkpoint))))
-    # without what tests that use sam3 directly have set
+    # without the variables that tests set to use sam3 directly
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("TOKENIZERS", "TORCH"))}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
@@ -240,7 +240,7 @@ def said_by_fresh_process(then, checkpoint):
 
 BESIDE_TF32 = """
 import torch
-torch.backends.cuda.matmul.fp32_precision = "tf32"  # by the newer of torch's two ways
+torch.backends.cuda.matmul.fp32_precision = "tf32"  # with the newer of torch's two APIs
 before = snapshot()
 import sam3_engine.predictor
 """
@@ -268,7 +268,7 @@ predictor.segment(embedding, GeometricPrompt(boxes=((1, 2, 20, 15),)))
 @pytest.mark.parametrize(
     "then",
     ["import sam3_engine.predictor", BESIDE_TF32, ON_AN_AMPERE_GPU, FIRST_RUN],
-    ids=["import", "import beside TF32", "import on an Ampere GPU", "first run"],
+    ids=["import", "import with TF32", "import on an Ampere GPU", "first run"],
 )
 def test_a_fresh_process_keeps_its_state_and_prints_nothing(small_checkpoint, then):
     assert said_by_fresh_process(then, small_checkpoint) == ""
@@ -293,7 +293,7 @@ gc.collect()
 """
 
 
-def test_a_workflow_leaves_the_process_as_ikomia_made_it_and_prints_nothing_of_its_own(small_checkpoint):
+def test_a_workflow_changes_nothing_in_the_process_and_prints_nothing(small_checkpoint):
     ikomia_comes_first = (
         "from testbed.plugin import Plugin, register_checkout\nregister_checkout()\nbefore = snapshot()\n"
     )
@@ -303,7 +303,7 @@ def test_a_workflow_leaves_the_process_as_ikomia_made_it_and_prints_nothing_of_i
     assert len(ikomias_own.findall(said)) == 3
 
 
-def test_models_built_in_two_threads_leave_the_warnings_as_they_were(small_checkpoint, tmp_path):
+def test_building_models_in_two_threads_keeps_the_warning_filters(small_checkpoint, tmp_path):
     copy = tmp_path / "copy.pt"
     copy.write_bytes(small_checkpoint.read_bytes())
     before = list(warnings.filters)
@@ -322,7 +322,7 @@ def test_models_built_in_two_threads_leave_the_warnings_as_they_were(small_check
     assert list(warnings.filters) == before
 
 
-def test_other_threads_draw_no_random_number_twice_while_a_model_loads(small_checkpoint):
+def test_loading_a_model_does_not_repeat_random_numbers_in_other_threads(small_checkpoint):
     drawn, stop = [], threading.Event()
 
     def draw():
@@ -339,7 +339,7 @@ def test_other_threads_draw_no_random_number_twice_while_a_model_loads(small_che
     assert len(set(drawn)) == len(drawn)
 
 
-def test_a_model_loaded_in_the_hosts_inference_mode_serves_outside_of_it(small_checkpoint, photograph):
+def test_a_model_loaded_in_inference_mode_works_outside_it(small_checkpoint, photograph):
     with torch.inference_mode():
         model = load_model(small_checkpoint, CPU)
     box = GeometricPrompt(boxes=((60, 80, 300, 330),))

@@ -27,7 +27,7 @@ def assert_rgb8(result: np.ndarray, height: int, width: int) -> None:
 
 
 def assert_read_between(image: np.ndarray, black: object, white: object) -> None:
-    """A grey image is read as the nearest of 256 levels from ``black`` to ``white``, in exact arithmetic."""
+    """A gray image is read as the nearest of 256 levels from ``black`` to ``white``, in exact arithmetic."""
     result = as_rgb8(image)
     assert_rgb8(result, *image.shape)
     np.testing.assert_array_equal(result, result[:, :, :1].repeat(3, axis=2))

@@ -120,5 +120,5 @@ def test_impossible_sizes_are_refused(sizes):
 
 def test_an_architecture_survives_being_saved():
     assert Architecture.from_dict(SMALL.to_dict()) == SMALL
-    with pytest.raises(ValueError, match="names"):
+    with pytest.raises(ValueError, match="the sizes that this version expects"):
         Architecture.from_dict({"resolution": 1008})

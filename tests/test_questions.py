@@ -1,4 +1,4 @@
-"""Questions about drawn scenes have the answers that they are said to have, and wrong answers measure as wrong."""
+"""Questions about synthetic scenes have the stated answers, and the evaluation counts wrong answers as wrong."""
 
 import numpy as np
 import pytest
@@ -94,7 +94,7 @@ def test_every_kind_of_region_is_asked_for(outlines):
         wholes = [shape.whole for scene, _ in answers for shape in scene.shapes]
         assert any(answer in dots for _, answer in answers)
         assert any(answer in wholes for _, answer in answers)
-        assert any(answer not in dots and answer not in wholes for _, answer in answers)  # rings are made anew
+        assert any(answer not in dots and answer not in wholes for _, answer in answers)  # rings are new objects
 
 
 def test_the_answer_is_acceptable(outlines):
@@ -150,7 +150,7 @@ def test_a_negative_box_takes_its_like_away(exemplars):
             empty += not question.answers
             if len({(shape.kind, shape.colour) for shape in scene.shapes}) > 1:
                 assert question.answers
-    assert empty  # scenes of one kind and colour
+    assert empty  # scenes with one kind and color
 
 
 def test_a_loose_box_stays_in_the_picture():

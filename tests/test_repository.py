@@ -1,4 +1,4 @@
-"""What the repository promises beside the code: one version, a changelog, workflows and hooks that name what exists."""
+"""What the repository promises besides code: one version, a changelog, workflows and hooks that name what exists."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""Nothing is computed twice: images, phrases, answers and models are remembered, by content and within bounds."""
+"""Nothing is computed twice: images, phrases, answers and models are cached by content, and the caches are bounded."""
 
 import gc
 import importlib
@@ -27,7 +27,7 @@ NO_PROMPT = {"input_text": "", "input_box": "", "input_point": "", "input_point_
 
 
 class Calls:
-    """How often parts of a network were run."""
+    """Counts how often parts of a network run."""
 
     def __init__(self, monkeypatch, network):
         self.images = self.texts = self.detections = 0
@@ -55,10 +55,10 @@ def calls(monkeypatch, predictor):
     return Calls(monkeypatch, predictor.model.network)
 
 
-# --- what is remembered
+# --- the cache
 
 
-def test_the_last_asked_for_are_kept():
+def test_the_most_recently_used_values_are_kept():
     made = []
 
     def ask(recent, key):
@@ -69,14 +69,14 @@ def test_the_last_asked_for_are_kept():
     assert made == list("abc")
     ask(recent, "b")
     assert made == list("abc")
-    ask(recent, "a")  # had to go for "c"
+    ask(recent, "a")  # was evicted for "c"
     ask(recent, "b")
     assert made == list("abca")
     ask(recent, "c")
     assert made == list("abcac")
 
 
-def test_no_more_than_the_capacity_are_in_memory_while_one_is_made():
+def test_a_value_is_evicted_before_the_new_one_is_computed():
     class Thing:
         pass
 
@@ -94,7 +94,7 @@ def test_no_more_than_the_capacity_are_in_memory_while_one_is_made():
     assert len(alive) == 2
 
 
-def test_what_fails_is_tried_again():
+def test_a_failed_computation_is_retried():
     recent = LRUCache(2)
     with pytest.raises(ZeroDivisionError):
         recent.get("a", lambda: 1 / 0)
@@ -104,7 +104,7 @@ def test_what_fails_is_tried_again():
 # --- images
 
 
-def test_an_image_is_known_by_its_content(predictor, calls, photograph):
+def test_an_image_is_identified_by_its_content(predictor, calls, photograph):
     first = predictor.encode_image(photograph)
     same = [
         photograph.copy(),
@@ -118,7 +118,7 @@ def test_an_image_is_known_by_its_content(predictor, calls, photograph):
     assert calls.images == 1
 
 
-def test_any_difference_is_another_image(predictor, calls, photograph):
+def test_any_difference_makes_it_another_image(predictor, calls, photograph):
     one_pixel = photograph.copy()
     one_pixel[200, 300, 1] ^= 1
     height, width = photograph.shape[:2]
@@ -143,7 +143,7 @@ def test_the_last_two_images_are_kept(predictor, calls, photograph):
     assert calls.images == 4
 
 
-def test_an_image_is_encoded_once_for_all_who_share_the_model(small_checkpoint, monkeypatch, photograph):
+def test_an_image_is_encoded_once_for_all_users_of_the_model(small_checkpoint, monkeypatch, photograph):
     model = shared_model(small_checkpoint, CPU)
     calls = Calls(monkeypatch, model.network)
     predictors = [Predictor(shared_model(small_checkpoint, CPU)) for _ in range(4)]
@@ -162,7 +162,7 @@ def test_an_image_is_encoded_once_for_all_who_share_the_model(small_checkpoint, 
     assert (calls.images, calls.texts, calls.detections) == (1, 1, 1)
 
 
-def test_an_image_that_could_not_be_encoded_is_encoded_the_next_time(predictor, monkeypatch, photograph):
+def test_a_failed_encoding_is_retried(predictor, monkeypatch, photograph):
     with monkeypatch.context() as patched:
         patched.setattr(predictor.model.network.backbone, "forward_image", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -177,7 +177,7 @@ def answer(segments):
     return [(segment.score, segment.box, segment.mask.tobytes()) for segment in segments]
 
 
-def test_another_threshold_is_a_filter(small_checkpoint, predictor, calls, photograph):
+def test_changing_the_threshold_only_filters(small_checkpoint, predictor, calls, photograph):
     embedding = predictor.encode_image(photograph)
     every = predictor.segment(embedding, ConceptPrompt(("shoe",)), Options(confidence_threshold=0))
     scores = [segment.score for segment in every]
@@ -192,7 +192,7 @@ def test_another_threshold_is_a_filter(small_checkpoint, predictor, calls, photo
     assert (calls.texts, calls.detections) == (1, 1)
 
 
-def test_a_phrase_is_read_once_whatever_the_image(predictor, calls, photograph):
+def test_a_phrase_is_encoded_once_for_all_images(predictor, calls, photograph):
     for image in (photograph, photograph[::-1], photograph[:, ::-1]):
         predictor.segment(predictor.encode_image(image), ConceptPrompt(("shoe",)))
     assert (calls.texts, calls.detections) == (1, 3)
@@ -211,7 +211,7 @@ def test_answers_belong_to_their_image_and_phrase(small_checkpoint, predictor, p
         assert answer(found) == answer(wanted)
 
 
-def test_few_answers_are_kept(predictor, calls, photograph):
+def test_the_last_16_answers_are_kept(predictor, calls, photograph):
     embedding = predictor.encode_image(photograph)
     kept = [f"phrase {number}" for number in range(16)]
     for phrase in [*kept, *kept]:
@@ -223,7 +223,7 @@ def test_few_answers_are_kept(predictor, calls, photograph):
     assert calls.texts == 17
 
 
-def test_several_phrases_cost_one_encoding_and_each_one_detection_once(predictor, calls, photograph):
+def test_several_phrases_need_one_encoding_and_one_detection_each(predictor, calls, photograph):
     prompt = ConceptPrompt(("shoe", "hat", "shirt"))
     for options in ({}, {}, {"confidence_threshold": 0}, {"iou_threshold": 0.5}, {"iou_threshold": 0}):
         predictor.segment(predictor.encode_image(photograph), prompt, Options(**options))
@@ -233,7 +233,7 @@ def test_several_phrases_cost_one_encoding_and_each_one_detection_once(predictor
     assert (calls.images, calls.texts, calls.detections) == (1, 4, 4)
 
 
-def test_of_a_list_that_is_too_long_to_keep_only_the_rest_is_asked_again(predictor, calls, photograph):
+def test_only_phrases_that_do_not_fit_in_the_cache_are_detected_again(predictor, calls, photograph):
     embedding = predictor.encode_image(photograph)
     prompt = ConceptPrompt(tuple(f"phrase {number}" for number in range(18)))
     first = answer(predictor.segment(embedding, prompt, Options(confidence_threshold=0)))
@@ -242,7 +242,7 @@ def test_of_a_list_that_is_too_long_to_keep_only_the_rest_is_asked_again(predict
     assert calls.detections == 18 + 2
 
 
-def test_a_set_of_examples_is_answered_once(predictor, calls, photograph):
+def test_each_set_of_examples_is_detected_once(predictor, calls, photograph):
     embedding = predictor.encode_image(photograph)
     one, two = BOX.boxes[0], (5.0, 5.0, 600.0, 400.0)
     asked = [
@@ -260,7 +260,7 @@ def test_a_set_of_examples_is_answered_once(predictor, calls, photograph):
     ]
     assert again[::-1] == first
     assert calls.detections == len(asked)
-    assert calls.texts == 2  # "shoe", and what the package reads for none
+    assert calls.texts == 2  # "shoe", and the package's own text for prompts without a phrase
     assert len({tuple(score for score, _, _ in one) for one in first}) == len(asked)
 
 
@@ -269,14 +269,14 @@ def test_a_set_of_examples_is_answered_once(predictor, calls, photograph):
 
 @pytest.fixture
 def encodings(workflow, algorithm, photograph, monkeypatch):
-    """Calls of the network that ``algorithm`` has loaded."""
+    """Count the calls of the network that ``algorithm`` has loaded."""
     algorithm.init_long_process()
     return Calls(monkeypatch, algorithm._predictor.model.network)
 
 
 @pytest.fixture
 def loads(monkeypatch, workflow):
-    """The checkpoints that the plugin loads from now on."""
+    """Record the checkpoints that the plugin loads from now on."""
     model = importlib.import_module(f"{PLUGIN}.sam3_engine.shared_models")
     loaded, load = [], model.load_model
     monkeypatch.setattr(
@@ -285,7 +285,7 @@ def loads(monkeypatch, workflow):
     return loaded
 
 
-def test_no_parameter_but_the_checkpoint_loads_a_model_again(
+def test_only_another_checkpoint_loads_another_model(
     loads, workflow, algorithm, photograph, small_checkpoint, tmp_path
 ):
     changes = [
@@ -296,7 +296,7 @@ def test_no_parameter_but_the_checkpoint_loads_a_model_again(
         {"multimask_output": True},
         {"model_input_size": 168},
         {"model_input_size": 0},
-        {"cuda": torch.cuda.is_available() is False},  # wanted in vain: the device stays
+        {"cuda": torch.cuda.is_available() is False},  # requested but unavailable: the device stays the same
         {"input_point": "", "input_box": [5, 5, 50, 50]},
     ]
     for change in changes:
@@ -310,7 +310,7 @@ def test_no_parameter_but_the_checkpoint_loads_a_model_again(
     assert loads[1:] == [other]
 
 
-def test_every_change_of_a_prompt_on_one_image_needs_one_encoding(encodings, workflow, algorithm, photograph):
+def test_changing_the_prompt_does_not_encode_the_image_again(encodings, workflow, algorithm, photograph):
     for prompt in (
         {"input_text": "shoe"},
         {"input_point": [[5, 5]]},
@@ -352,7 +352,7 @@ def test_two_tasks_and_a_second_workflow_share_the_model_and_the_image(
     assert np.array_equal(second_task.get_output(1).get_mask(), third_task.get_output(1).get_mask())
 
 
-def test_the_last_workflow_takes_the_model_and_its_images_with_it(plugins_directory, small_checkpoint, photograph):
+def test_the_model_and_its_images_are_freed_with_the_last_workflow(plugins_directory, small_checkpoint, photograph):
     workflow = Workflow()
     task = workflow.add_task(name=PLUGIN, auto_connect=True)
     task.set_parameters({"model_weight_file": str(small_checkpoint), "cuda": "False", "input_text": "shoe"})
@@ -365,7 +365,7 @@ def test_the_last_workflow_takes_the_model_and_its_images_with_it(plugins_direct
     assert embedding() is None
 
 
-def test_position_tables_are_kept_once_for_all_images_and_both_heads(predictor, photograph):
+def test_all_images_and_both_heads_share_the_position_tables(predictor, photograph):
     direct = DirectUse(predictor.model.network, predictor.model.precision, photograph)._state["backbone_out"]
     embeddings = [predictor.encode_image(image).features for image in (photograph, photograph[::-1])]
     embeddings.append(Predictor(predictor.model).encode_image(photograph[:, ::-1]).features)
@@ -387,8 +387,8 @@ def test_an_error_in_a_prompt_leaves_no_image_behind(predictor, photograph, monk
     assert predictor.segment(embedding, BOX)
 
 
-def test_an_image_that_changes_while_its_run_waits_is_not_taken_for_another(small_checkpoint, photograph):
-    """Ikomia hands over the caller's array, which may be a camera's buffer."""
+def test_an_image_that_changes_while_its_run_waits_is_cached_by_what_was_encoded(small_checkpoint, photograph):
+    """Ikomia passes the caller's array, which may be a camera's buffer."""
     predictor = Predictor(load_model(small_checkpoint, CPU))
     buffer, waiting, change = photograph.copy(), threading.Event(), threading.Event()
 
@@ -402,7 +402,7 @@ def test_an_image_that_changes_while_its_run_waits_is_not_taken_for_another(smal
     waiting.wait(20)
     runner = threading.Thread(target=predictor.encode_image, args=(buffer,))
     runner.start()
-    runner.join(0.5)  # by then it waits
+    runner.join(0.5)  # long enough for it to reach the lock
     buffer[:] = photograph[::-1]
     change.set()
     holder.join(20)

@@ -1,4 +1,4 @@
-"""Drawn scenes are what their truth says."""
+"""Synthetic scenes match their ground truth."""
 
 import colorsys
 import itertools
@@ -85,7 +85,7 @@ def test_no_pixel_belongs_to_two_shapes(scenes):
 
 
 def test_shapes_that_overlap_can_be_told_apart(scenes):
-    """Where two shapes meet, their colours differ, shading and noise aside."""
+    """Where two shapes meet, their colors differ, apart from shading and noise."""
     met = 0
     for scene in scenes:
         colours = [np.median(scene.image[shape.ring.coverage > 0.99], axis=0) for shape in scene.shapes]
@@ -121,7 +121,7 @@ def test_some_shapes_overlap(shapes):
 
 
 def test_shapes_are_turned_every_way(shapes):
-    """The tip of a triangle is the pixel farthest from its centre, one of three: their direction modulo 120 degrees."""
+    """The tip of a triangle is the pixel farthest from its center, one of three: their direction modulo 120 degrees."""
     turns = []
     for _, shape in shapes:
         if shape.kind == "triangle":
@@ -181,7 +181,7 @@ def pillow_scenes() -> list[Scene]:
 
 
 def test_the_other_renderer_draws_what_it_says(pillow_scenes):
-    """Colours by their hue; kinds by how much of their box they fill, which no two upright ones share."""
+    """Colors by their hue; kinds by how much of their box they fill, which no two upright ones share."""
     sides = [side for scene in pillow_scenes for side in scene.image.shape[:2]]
     assert min(sides) >= 300
     assert max(sides) <= 1600

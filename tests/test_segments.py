@@ -99,8 +99,15 @@ def test_the_better_segment_is_on_top_of_the_label_map():
     assert label_map([], 8, 4).tolist() == [[0] * 8] * 4
 
 
+def test_more_segments_than_a_label_map_can_number_are_refused():
+    segments = [Segment(torch.zeros(4, 4), 8, 6, 0.5, "shoe")] * 256
+    assert label_map(segments[:255], 8, 6).shape == (6, 8)
+    with pytest.raises(ValueError, match="256 segments: a label map can number at most 255"):
+        label_map(segments, 8, 6)
+
+
 def test_many_instances_on_24_megapixels_take_less_than_half_a_gigabyte():
-    """Above the label map, in a process of its own. 60 masks kept at a time would take three times that."""
+    """Besides the label map, in a separate process. Keeping 60 masks at a time would take three times that."""
     code = """
 import resource, numpy as np, torch
 from sam3_engine.segments import label_map

@@ -1,4 +1,4 @@
-"""Many runs leave no trace: a short form of `make soak`, and its judgement."""
+"""Nothing grows over many runs: a short `make soak`, and the checks it makes."""
 
 import json
 

@@ -148,7 +148,7 @@ def test_detector_losses_are_least_for_the_answers_themselves(batch):
     assert right["giou"] < 1e-4
     negated = answered(batch, scores=9.0)
     negated["pred_masks"] *= -1
-    assert right["dice"] < 1  # of 2: edges are covered in part, which no binary mask can say
+    assert right["dice"] < 1  # out of 2; pixels at edges are partly covered, which a binary mask cannot express
     assert _instance_losses(negated, batch)["dice"] > 1.8
     moved = answered(batch, scores=9.0)
     moved["pred_boxes"][..., 0] += 0.1
@@ -221,7 +221,7 @@ def test_mask_iou_of_batches():
 
 
 def test_dense_heads_learn_from_features(batch):
-    """On features that hold the answer, the losses fall."""
+    """The losses fall if the features contain the answer."""
     torch.manual_seed(0)
     width = 32
     heads = DenseHeads(width)
@@ -260,7 +260,7 @@ def test_exemplar_boxes_of_several_prompts_are_padded_alike():
 
 
 def test_what_exemplar_boxes_show_is_learned_by_the_geometry_encoder(batch):
-    """With the image features fixed, a box's token comes to say kind and colour."""
+    """With fixed image features, a box's token learns its kind and color."""
     torch.manual_seed(1)
     training = Training(PLAN, CPU, TINY)
     network, head = training.network, ExemplarHead(TINY.width)
@@ -352,7 +352,7 @@ def test_the_command_says_from_where_it_resumes(tmp_path, monkeypatch, capsys):
     options = [f"--{name.replace('_', '-')}={value}" for name, value in dataclasses.asdict(PLAN).items()]
     monkeypatch.setattr("sys.argv", ["train", str(tmp_path / "trained.pt"), "--state", str(state), *options])
     train_main()
-    assert f"Training from step 3, which {state} holds, to step {PLAN.steps};" in capsys.readouterr().out
+    assert f"Training from step 3, saved in {state}, to step {PLAN.steps};" in capsys.readouterr().out
 
 
 def test_the_command_says_what_is_wrong_before_it_trains(tmp_path, monkeypatch, capsys):

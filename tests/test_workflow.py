@@ -1,4 +1,4 @@
-"""The contract's tables of prompts and outputs, through real Ikomia workflows."""
+"""Prompts and outputs of the plugin in real Ikomia workflows."""
 
 import colorsys
 import gc
@@ -31,7 +31,7 @@ NAMES_OF_THE_EARLIER_PLUGIN = [
     "multimask_output",
 ]
 
-# what is asked for -> number of mask outputs, class names behind the background
+# prompts, and the number of mask outputs
 GEOMETRIES = [
     ({"input_point": [POINT]}, 1),
     ({"input_point": [POINT], "multimask_output": True}, 3),
@@ -49,7 +49,7 @@ GEOMETRIES = [
 
 @pytest.fixture
 def run(workflow, algorithm, photograph):
-    """Runs the plugin on an image with exactly the given prompt, and gives back its mask outputs."""
+    """Run the plugin on an image with only the given prompt, and return its mask outputs."""
 
     def run_with(image=photograph, **parameters):
         workflow.set_parameters({**NO_PROMPT, **parameters}, task_obj=algorithm)
@@ -87,7 +87,7 @@ def test_points_and_boxes_give_one_mask_per_object_and_candidate(run, algorithm,
     assert len({tuple(output.get_colors()[1]) for output in outputs}) == count
 
 
-def test_candidates_come_box_by_box_by_falling_score(run):
+def test_candidates_are_ordered_by_box_then_by_score(run):
     outputs = run(input_box=BOXES, multimask_output=True)
     scores = [float(output.description.rsplit(" ", 1)[1]) for output in outputs]
     for box in range(3):
@@ -104,7 +104,7 @@ def test_a_flat_box_is_the_same_as_a_nested_one(run):
     assert np.array_equal(flat, nested)
 
 
-def test_several_boxes_give_the_masks_that_each_gives_alone(run):
+def test_several_boxes_give_the_same_masks_as_each_box_alone(run):
     together = [output.get_mask() for output in run(input_box=BOXES)]
     alone = [run(input_box=box)[0].get_mask() for box in BOXES]
     for mask, reference in zip(together, alone, strict=True):
@@ -112,7 +112,7 @@ def test_several_boxes_give_the_masks_that_each_gives_alone(run):
     assert not np.array_equal(together[0], together[1])
 
 
-def test_points_beside_several_boxes_are_not_used_and_one_warning_says_so(run, caplog):
+def test_points_with_several_boxes_are_ignored_with_one_warning(run, caplog):
     with_points = [output.get_mask() for output in run(input_box=BOXES, input_point=[POINT])]
     assert len(warnings_of(caplog)) == 1
     assert "points are ignored" in warnings_of(caplog)[0]
@@ -146,7 +146,7 @@ def test_text_that_finds_nothing_gives_an_empty_mask(run):
     assert output.description == "no shoe found"
 
 
-def test_text_is_used_before_all_else_and_one_warning_says_so(run, caplog):
+def test_text_takes_precedence_over_everything_else_with_one_warning(run, caplog):
     (output,) = run(input_text="shoe", confidence_threshold=0, input_box="not even a box", input_point=[POINT])
     assert output.get_class_names()[1] == "shoe 1"
     assert len(warnings_of(caplog)) == 1
@@ -194,7 +194,7 @@ def test_outputs_are_exactly_those_of_the_last_run(run, algorithm):
             assert len(output.get_class_names()) == len(output.get_colors())
 
 
-def test_an_array_of_an_earlier_run_stays_as_it_was(run):
+def test_arrays_from_an_earlier_run_do_not_change(run):
     kept = [output.get_mask() for output in run(input_box=BOXES)]
     copies = [mask.copy() for mask in kept]
     run(input_text="shoe", confidence_threshold=0)
@@ -202,8 +202,8 @@ def test_an_array_of_an_earlier_run_stays_as_it_was(run):
     assert all(np.array_equal(mask, copy) for mask, copy in zip(kept, copies, strict=True))
 
 
-def test_runs_with_fewer_and_more_masks_leave_memory_flat(run):
-    """A workflow never lets go of an output that its task once had: a new one each time would stay with its mask."""
+def test_memory_stays_flat_when_the_number_of_masks_changes(run):
+    """A workflow never frees an output of its task, so a new output in every run would keep its mask in memory."""
     prompts = [{"input_box": BOXES}, {"input_point": [POINT]}, {"input_text": "shoe"}]
     large = np.zeros((1200, 1800, 3), np.uint8)
 
@@ -261,7 +261,7 @@ def test_a_failed_run_names_the_parameter_and_leaves_no_mask_behind(run, algorit
     assert all(np.array_equal(a, b) for a, b in zip(after, before, strict=True))
 
 
-def test_a_run_that_fails_half_way_leaves_no_half_of_its_result(run, algorithm, monkeypatch):
+def test_a_run_that_fails_halfway_leaves_no_partial_result(run, algorithm, monkeypatch):
     fill = algorithm._outputs._fill
 
     def fill_two(index, *arguments):
@@ -293,7 +293,7 @@ def test_a_rejected_parameter_changes_nothing(algorithm, bad):
     assert algorithm.get_parameters() == before
 
 
-def test_values_of_the_task_may_be_pythons_own(algorithm):
+def test_parameters_can_be_python_values(algorithm):
     algorithm.set_parameters({"input_point": [[520, 375]], "confidence_threshold": 0.25, "multimask_output": True})
     values = algorithm.get_parameters()
     assert [values[name] for name in ("input_point", "confidence_threshold", "multimask_output")] == [
@@ -303,21 +303,21 @@ def test_values_of_the_task_may_be_pythons_own(algorithm):
     ]
 
 
-def test_none_is_nothing(algorithm):
+def test_none_is_an_empty_string(algorithm):
     algorithm.set_parameters({"input_text": "shoe", "input_box": BOXES})
     algorithm.set_parameters({"input_text": None, "input_box": None})
     assert (algorithm.get_parameters()["input_text"], algorithm.get_parameters()["input_box"]) == ("", "")
 
 
 @pytest.mark.parametrize("value", [b"shoe", {"shoe"}, {"shoe": 1}, (word for word in ("shoe",)), object, (1).__add__])
-def test_what_is_no_value_is_refused(algorithm, value):
+def test_values_of_other_types_are_refused(algorithm, value):
     before = algorithm.get_parameters()
     with pytest.raises(ValueError, match="^input_text = .*: expected a string, not "):
         algorithm.set_parameters({"input_text": value})
     assert algorithm.get_parameters() == before
 
 
-def test_a_name_may_be_anything(algorithm, caplog):
+def test_names_that_are_not_strings_are_ignored_with_a_warning(algorithm, caplog):
     algorithm.set_parameters({1: 2, None: 3})
     assert warnings_of(caplog)[0].startswith("Unknown parameters are ignored: 1, None. Known parameters: ")
 
@@ -331,14 +331,14 @@ def test_a_misspelt_parameter_is_named_in_a_warning(workflow, algorithm, caplog)
     assert "input_text" in warning
 
 
-def test_a_partial_map_of_an_older_workflow_is_accepted(algorithm):
+def test_a_partial_map_from_an_older_workflow_is_accepted(algorithm):
     parameters = algorithm.get_param_object()
     parameters.set_values({"input_text": "shoe", "unknown_to_us": "1"})
     assert parameters.get_values()["input_text"] == "shoe"
     assert parameters.get_values()["input_size_percent"] == "100"
 
 
-def test_wanting_a_gpu_where_there_is_none_runs_on_the_cpu_with_one_warning(run, caplog):
+def test_cuda_without_a_gpu_runs_on_the_cpu_with_one_warning(run, caplog):
     import torch
 
     if torch.cuda.is_available():
@@ -351,7 +351,7 @@ def test_wanting_a_gpu_where_there_is_none_runs_on_the_cpu_with_one_warning(run,
 
 
 @pytest.mark.parametrize("prompt", [{"input_box": BOXES}, {"input_text": "shoe", "confidence_threshold": 0.0}])
-def test_a_smaller_input_gives_masks_of_source_size_and_the_same_prompt_meaning(run, photograph, prompt):
+def test_a_smaller_input_changes_neither_the_mask_size_nor_the_prompt(run, photograph, prompt):
     whole = run(**prompt, input_size_percent=100)
     whole_masks = [output.get_mask() > 0 for output in whole]
     half = run(**prompt, input_size_percent=50)
@@ -363,8 +363,8 @@ def test_a_smaller_input_gives_masks_of_source_size_and_the_same_prompt_meaning(
         assert np.mean(mask == reference) > 0.95
 
 
-def test_size_percent_moves_no_prompt(run):
-    """A box given in source pixels at 50 % is the box, not a box of half the size or twice the size."""
+def test_size_percent_does_not_move_the_prompt(run):
+    """At 50 %, a box in source pixels still means the same box, not one of half or twice the size."""
     wanted = run(input_box=BOX, input_size_percent=50)[0].get_mask()
     whole = run(input_box=BOX, input_size_percent=100)[0].get_mask()
     halved = run(input_box=[coordinate / 2 for coordinate in BOX], input_size_percent=100)[0].get_mask()
@@ -383,7 +383,7 @@ IMAGES = {
 
 
 @pytest.mark.parametrize("kind", IMAGES)
-def test_any_kind_of_image_is_segmented_as_its_rgb_equivalent(run, algorithm, photograph, kind):
+def test_any_kind_of_image_is_segmented_like_its_rgb_equivalent(run, algorithm, photograph, kind):
     image = IMAGES[kind](photograph)
     grey = kind.startswith("grey")
     equivalent = np.repeat(image.reshape(*photograph.shape[:2], -1)[:, :, :1], 3, axis=2) if grey else photograph
@@ -428,7 +428,7 @@ DRAWINGS = [
 
 @pytest.mark.parametrize("percent", [100, 50])
 @pytest.mark.parametrize(("items", "typed"), DRAWINGS)
-def test_what_is_drawn_means_what_its_coordinates_typed_would_mean(run, algorithm, items, typed, percent):
+def test_drawn_graphics_mean_the_same_as_typed_coordinates(run, algorithm, items, typed, percent):
     reference = [output.get_mask() for output in run(**typed, input_size_percent=percent)]
     algorithm.set_input(drawn(*items), 1)
     outputs = run(input_size_percent=percent)
@@ -437,20 +437,20 @@ def test_what_is_drawn_means_what_its_coordinates_typed_would_mean(run, algorith
         assert np.array_equal(output.get_mask(), mask)
 
 
-def test_typed_prompts_are_used_before_drawn_ones(run, algorithm):
+def test_typed_prompts_take_precedence_over_drawn_ones(run, algorithm):
     reference = run(input_point=[POINT])[0].get_mask()
     algorithm.set_input(drawn(rectangle(5, 5, 100, 100)), 1)
     assert np.array_equal(run(input_point=[POINT])[0].get_mask(), reference)
 
 
-def test_a_drawn_point_outside_the_image_is_an_error_that_says_so(run, algorithm):
+def test_the_error_for_a_point_outside_the_image_says_that_it_is_drawn(run, algorithm):
     algorithm.set_input(drawn(point(-5, 10)), 1)
     with pytest.raises(RuntimeError, match="drawn point"):
         run()
 
 
 def load_workflow(path):
-    """The workflow of a file, and the plugin's task in it."""
+    """Load a workflow from a file; return it and the plugin's task in it."""
     loaded = Workflow()
     loaded.load(str(path))
     (task,) = [task for task in loaded.get_tasks() if task.name == PLUGIN]
@@ -487,7 +487,7 @@ def test_a_workflow_saved_by_an_older_plugin_loads_and_runs(
     assert mask.description == reference.description
 
 
-def test_parameters_can_be_exposed_as_those_of_the_workflow(run, workflow, photograph, tmp_path):
+def test_parameters_can_be_exposed_as_workflow_parameters(run, workflow, photograph, tmp_path):
     reference = run(input_box=[BOX])[0].get_mask()
     run(input_point=[POINT])
     path = tmp_path / "workflow.json"
@@ -525,7 +525,7 @@ def test_a_folder_run_survives_a_broken_image_and_saves_every_mask(workflow, alg
         assert np.array_equal(saved.get_mask(), reference[int(name[2:] or 1) - 1])
 
 
-def test_a_run_whose_masks_cannot_be_saved_leaves_none(run, algorithm, monkeypatch):
+def test_a_run_that_cannot_save_its_masks_leaves_no_mask(run, algorithm, monkeypatch):
     def disk_full():
         raise OSError(28, "No space left on device")
 
@@ -535,7 +535,7 @@ def test_a_run_whose_masks_cannot_be_saved_leaves_none(run, algorithm, monkeypat
     assert not any(output.is_data_available() for output in masks_of(algorithm))
 
 
-def test_objects_of_an_earlier_run_are_described_no_more(run, workflow, algorithm, photograph):
+def test_objects_of_an_earlier_run_are_cleared(run, workflow, algorithm, photograph):
     workflow.set_parameters({**NO_PROMPT, "input_box": BOXES, "instance_output": True}, task_obj=algorithm)
     workflow.run_on(array=photograph)
     objects = algorithm.get_outputs()[-1]
@@ -544,7 +544,7 @@ def test_objects_of_an_earlier_run_are_described_no_more(run, workflow, algorith
     assert (objects.get_object_count(), objects.description) == (0, "")
 
 
-def test_init_long_process_loads_the_model_ahead(workflow, algorithm):
+def test_init_long_process_loads_the_model(workflow, algorithm):
     workflow.init_long_process()
     assert algorithm._predictor is not None
 
@@ -552,10 +552,10 @@ def test_init_long_process_loads_the_model_ahead(workflow, algorithm):
 @pytest.mark.parametrize(
     "prompt", [{}, {"input_text": "shoe"}, {"input_point": [POINT]}, {"input_box": BOXES, "multimask_output": True}]
 )
-def test_the_steps_emitted_are_the_steps_announced(run, algorithm, monkeypatch, prompt):
+def test_a_run_emits_as_many_steps_as_it_announces(run, algorithm, monkeypatch, prompt):
     emitted = []
     monkeypatch.setattr(algorithm, "emit_step_progress", lambda: emitted.append(1), raising=False)
     run(**prompt)
     assert len(emitted) == algorithm.get_progress_steps()
-    run(**prompt)  # now the model, the image and the answer are there
+    run(**prompt)  # now the model is loaded, and the image and the answer are cached
     assert len(emitted) == 2 * algorithm.get_progress_steps()

@@ -1,4 +1,4 @@
-"""Batches of drawn scenes with prompts and targets."""
+"""Batches of synthetic scenes with prompts and targets."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from .questions import (
 
 DETECTOR_PROMPTS_PER_SCENE = 2
 OUTLINES_PER_SCENE = {"point": 5, "points": 2, "box": 4, "box and point": 3}
-WITH_EXEMPLARS = 0.25  # share of the detector's prompts; the others are phrases alone
-ABSENT = 0.3  # share of the phrases alone
-DOTS = 0.2  # share of the phrases alone: more than in the evaluation, since many scenes have no dot
+WITH_EXEMPLARS = 0.25  # share of the detector's prompts; the others are phrases only
+ABSENT = 0.3  # of the prompts that are phrases only, the share that names nothing in the scene
+DOTS = 0.2  # of the same prompts, the share about dots; more than in the evaluation, since many scenes have no dot
 EXEMPLAR_SHARES = dict(zip(EXEMPLAR_KINDS, (0.35, 0.15, 0.2, 0.3), strict=True))
-NO_PHRASE = "visual"  # what the package's text encoder reads for exemplar boxes without a phrase
+NO_PHRASE = "visual"  # the package's own text for exemplar boxes without a phrase
 NOTHING = -100  # PyTorch's cross entropy ignores this index
 
 BOX_CORNERS = (2, 3)  # labels of a box's corners, which the mask decoder reads as points
@@ -60,7 +60,7 @@ class ShapeTargets:
     """All shapes of B scenes, at most M per scene.
 
     Attributes:
-        boxes: for each scene, (n, 4) centre, width and height in 0..1.
+        boxes: for each scene, (n, 4) center, width and height in 0..1.
         kind: (B, M) index in KINDS, or NOTHING where a scene has fewer shapes.
         colour: (B, M) index in COLOURS, or NOTHING where a scene has fewer shapes.
     """
@@ -77,9 +77,9 @@ class DetectorPrompt:
     Attributes:
         scene: index of the scene in the batch.
         phrase: as the text encoder reads it.
-        boxes: (n, 4) centre, width and height in 0..1.
+        boxes: (n, 4) center, width and height in 0..1.
         labels: (n,) 1 positive, 0 negative.
-        answers: indices of the batch's regions.
+        answers: indices of the correct regions in the batch.
     """
 
     scene: int
@@ -91,14 +91,14 @@ class DetectorPrompt:
 
 @dataclass(frozen=True)
 class OutlinePrompts:
-    """Prompts of points and boxes with the same number of points; a box counts as two.
+    """Point and box prompts with the same number of points; a box counts as two.
 
     Attributes:
         scenes: (N,) indices of the scenes in the batch.
         points: (N, n, 2) x and y in 0..1.
         labels: (N, n) 1 foreground, 0 background, or :data:`BOX_CORNERS`.
-        answers: (N,) indices of the batch's regions.
-        acceptable: for each prompt, the indices of all plausible regions.
+        answers: (N,) indices of the correct regions in the batch.
+        acceptable: for each prompt, the indices of all plausible regions in the batch.
     """
 
     scenes: torch.Tensor
@@ -117,7 +117,7 @@ class Batch:
         dense: targets at the resolution of the masks and of the image tokens.
         shapes: all shapes of the scenes.
         masks: (R, side, side) 0..1, the coverage of every region that prompts ask for, at the resolution of the masks.
-        boxes: (R, 4) the boxes of these regions: centre, width and height in 0..1.
+        boxes: (R, 4) the boxes of these regions: center, width and height in 0..1.
         detector_prompts: phrases and exemplar boxes.
         outlines: points and boxes, for the mask decoder.
     """
@@ -132,10 +132,10 @@ class Batch:
 
 
 class Batches(torch.utils.data.Dataset[Batch]):
-    """An endless sequence of batches; each depends only on the seed and its index."""
+    """An endless sequence of batches; each depends only on the seed and on its index."""
 
     def __init__(self, architecture: Architecture, seed: int, scenes: int, *, prompts: bool) -> None:
-        """Make batches of ``scenes`` scenes; without ``prompts``, only with dense targets."""
+        """Make batches of ``scenes`` scenes; if ``prompts`` is False, they have only dense targets."""
         self.architecture, self.seed, self.scenes, self.prompts = architecture, seed, scenes, prompts
 
     def __getitem__(self, number: int) -> Batch:
@@ -177,7 +177,7 @@ def _resized(image: np.ndarray, resolution: int) -> torch.Tensor:
 
 
 def _shrunk(coverage: np.ndarray, side: int) -> torch.Tensor:
-    """Downsample coverage to (side, side), the mean of each cell."""
+    """Downsample coverage to (side, side) by averaging."""
     return torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(coverage)[None], side)[0]
 
 
@@ -188,7 +188,7 @@ def _relative_corners(boxes: Sequence[Sequence[float]], scene: Scene) -> torch.T
 
 
 def _relative(boxes: Sequence[Sequence[float]], scene: Scene) -> torch.Tensor:
-    """Convert boxes x1, y1, x2, y2 in pixels to centre, width and height in 0..1."""
+    """Convert boxes x1, y1, x2, y2 in pixels to center, width and height in 0..1."""
     return box_convert(_relative_corners(boxes, scene), "xyxy", "cxcywh")
 
 

@@ -2,7 +2,7 @@
 
 Training that starts with prompts stalls: prompts teach little while the image features carry no information, and the
 features learn little without useful gradients from the prompts. So 1x1 convolutions, which are discarded after
-training, predict from the features at every position whether there is an object, its kind, colour and box, and whether
+training, predict from the features at every position whether there is an object, its kind, color and box, and whether
 there is a white or black dot. Training starts with this loss alone and keeps it when the prompts are added.
 """
 

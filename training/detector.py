@@ -80,7 +80,7 @@ def detector_losses(network: Sam3Image, features: Mapping[str, Any], batch: Batc
 
 
 def _corners(boxes: torch.Tensor) -> torch.Tensor:
-    """Convert boxes (N, 4) from centre, width and height to x1, y1, x2, y2."""
+    """Convert boxes (N, 4) from center, width and height to x1, y1, x2, y2."""
     return box_convert(boxes, "cxcywh", "xyxy")
 
 
@@ -123,7 +123,7 @@ def _match(
 
     Args:
         logits: (prompts, queries).
-        boxes: (prompts, queries, 4) centre, width and height in 0..1.
+        boxes: (prompts, queries, 4) center, width and height in 0..1.
         batch: with the answers.
         most_matches: how many queries match an answer, if there are enough.
 

@@ -1,4 +1,4 @@
-"""Evaluate a network on drawn scenes that it was not trained on.
+"""Evaluate a network on synthetic scenes that it was not trained on.
 
     python -m training.evaluate demo/sam3_shapes.pt    # a quarter of an hour on two cores
     python -m training.evaluate demo/sam3_shapes.pt --input-sizes 252 336 504    # compare input sizes of the network
@@ -53,7 +53,7 @@ Mask = np.ndarray  # (H, W) bool
 
 @dataclass
 class Detections:
-    """Counts of what was found and of what is there, over several questions."""
+    """Counts of masks found and of objects present, over several questions."""
 
     questions: int = 0
     matched: int = 0
@@ -76,12 +76,12 @@ class Detections:
 
     @property
     def precision(self) -> float:
-        """The share of what was found that is right; 1 if nothing was found."""
+        """The share of masks that match an object; 1 if there are no masks."""
         return self.matched / self.found if self.found else 1.0
 
     @property
     def recall(self) -> float:
-        """The share of what is there that was found; 1 if nothing is there."""
+        """The share of objects that are matched; 1 if there are no objects."""
         return self.matched / self.true if self.true else 1.0
 
     @property
@@ -109,8 +109,8 @@ class Results:
 
     Attributes:
         found: by kind of phrase or example.
-        absent_asked: number of phrases for what is not there.
-        absent_answered: how many of these found something.
+        absent_asked: number of phrases that describe nothing in the scene.
+        absent_answered: how many of these returned a mask.
         outlines: by kind of point and box prompt.
     """
 
@@ -130,7 +130,8 @@ class Results:
             for kind, of_kind in self.found.items()
         ]
         share = self.absent_answered / max(1, self.absent_asked)
-        lines += ["", f"Phrases for absent things: {share:.1%} of {self.absent_asked} found something."]
+        asked = f"{share:.1%} of {self.absent_asked} questions"
+        lines += ["", f"For phrases that describe nothing in the scene, {asked} returned a mask."]
         lines += ["", "| one object by | questions | mean IoU | mean IoU, best of three |", "|---|---|---|---|"]
         lines += [
             f"| {kind} | {len(ious.single)} | {np.mean(ious.single):.3f} | {np.mean(ious.best_of_three):.3f} |"
@@ -175,13 +176,13 @@ class Examinee:
 
 
 def held_out_scenes(count: int, random: np.random.Generator) -> Iterable[Scene]:
-    """Yield scenes of the generator that training uses."""
+    """Yield new scenes from the generator that training uses."""
     for number in range(count):
         yield draw_scene(random, *SIZES[number % len(SIZES)])
 
 
 def pillow_scenes(count: int, random: np.random.Generator) -> Iterable[Scene]:
-    """Yield scenes of another renderer."""
+    """Yield scenes from another renderer."""
     for _ in range(count):
         yield draw_with_pillow(random)
 
@@ -305,16 +306,19 @@ def main() -> None:
     if not arguments.weights.is_file():
         parser.error(f"the file {arguments.weights} does not exist")
     with log_levels(ikomia=logging.WARNING):  # Ikomia logs every run
-        for title, drawn in (("Scenes held out", held_out_scenes), ("Scenes of another renderer", pillow_scenes)):
-            print(f"### {title}\n\n{_table(arguments, drawn)}\n", flush=True)
+        for title, source in (
+            ("New scenes from the training generator", held_out_scenes),
+            ("Scenes from another renderer", pillow_scenes),
+        ):
+            print(f"### {title}\n\n{_table(arguments, source)}\n", flush=True)
     if not arguments.input_sizes:
         _print_times(arguments.weights)
 
 
-def _table(arguments: argparse.Namespace, drawn: Callable[[int, np.random.Generator], Iterable[Scene]]) -> str:
+def _table(arguments: argparse.Namespace, source: Callable[[int, np.random.Generator], Iterable[Scene]]) -> str:
     def ask(examinee: Examinee, **kinds: Sequence[str]) -> Results:
         random = np.random.default_rng(arguments.seed)
-        scenes = _with_progress(drawn(arguments.scenes, random), arguments.scenes)
+        scenes = _with_progress(source(arguments.scenes, random), arguments.scenes)
         return evaluate(examinee, scenes, random, **kinds)
 
     weights, cuda = arguments.weights, arguments.cuda

@@ -1,7 +1,7 @@
 """An auxiliary loss for the geometry encoder: what an exemplar box shows.
 
 To find everything that looks like an exemplar, the token of its box must encode what the box shows. Trained with the
-detector's losses alone, a network distinguished kinds but hardly colours. So a linear head, which is discarded after
+detector's losses alone, a network distinguished kinds but hardly colors. So a linear head, which is discarded after
 training, predicts both from the token.
 """
 
@@ -29,7 +29,7 @@ def exemplar_boxes(boxes: list[torch.Tensor], labels: list[torch.Tensor]) -> Pro
     """Return exemplar boxes as the package expects them, padded to the same number.
 
     Args:
-        boxes: for each prompt, (n, 4) centre, width and height in 0..1.
+        boxes: for each prompt, (n, 4) center, width and height in 0..1.
         labels: for each prompt, (n,) 1 positive, 0 negative.
     """
     counts = torch.tensor([len(of_prompt) for of_prompt in boxes], device=boxes[0].device)
@@ -39,7 +39,7 @@ def exemplar_boxes(boxes: list[torch.Tensor], labels: list[torch.Tensor]) -> Pro
 
 
 class ExemplarHead(torch.nn.Module):
-    """A linear map from a box's token to kind and colour."""
+    """A linear map from a box's token to kind and color."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch.nn.functional import binary_cross_entropy_with_logits, interpolate, max_pool2d
 
-Losses = dict[str, torch.Tensor]  # weighted: training minimises their sum
+Losses = dict[str, torch.Tensor]  # weighted: training minimizes their sum
 
 
 def mask_losses(logits: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""The optimisers and the learning rate schedule."""
+"""The optimizers and the learning rate schedule."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Optimiser:
     """
 
     def __init__(self, network: Sam3Image, auxiliary_heads: torch.nn.Module, rate: float, steps: int) -> None:
-        """Create the optimisers.
+        """Create the optimizers.
 
         Args:
             network: its parameters that require gradients are trained.

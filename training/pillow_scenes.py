@@ -1,6 +1,6 @@
 """Scenes from another renderer: Pillow's primitives on plain backgrounds.
 
-A network that has learned shapes, rather than the style of :mod:`testbed.scenes`, recognises these too.
+A network that has learned shapes, rather than the style of :mod:`testbed.scenes`, recognizes these too.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import PIL.ImageDraw
 from testbed.scenes import COLOURS, KINDS, Region, Scene, Shape
 
 SMALLEST_SIDE, LARGEST_SIDE = 300, 1600
-# two of each: the pure colour, and a softer one
+# two of each: the pure color, and a softer one
 _RGB = {
     "red": ((255, 0, 0), (220, 20, 30)),
     "orange": ((255, 140, 0), (245, 130, 20)),

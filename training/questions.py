@@ -1,4 +1,4 @@
-"""Prompts about drawn scenes, with the right answers, for training and evaluation."""
+"""Prompts about synthetic scenes, with the correct answers, for training and evaluation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OTHER_NOUNS = (
     *("clock", "cloud", "dog", "door", "face", "fish", "flower", "glass", "hand", "hat", "house", "lamp", "leaf"),
     *("mountain", "person", "phone", "pizza", "river", "shoe", "table", "train", "tree", "truck", "wheel", "window"),
 )
-SHAPE_PHRASE_SHARES = {"kind": 0.42, "colour and kind": 0.4, "any shape": 0.09, "colour and any shape": 0.09}
+SHAPE_PHRASE_SHARES = {"kind": 0.42, "color and kind": 0.4, "any shape": 0.09, "color and any shape": 0.09}
 OUTLINE_KINDS = ("point", "points", "box", "box and point")
 EXEMPLAR_KINDS = (
     "positive box",
@@ -45,7 +45,7 @@ class PhraseQuestion:
 class ExemplarQuestion:
     """Exemplar boxes, with or without a phrase, that ask for every shape like them.
 
-    Two shapes are alike if they have the same kind and colour. With a phrase, the answers are what it names; a negative
+    Two shapes are alike if they have the same kind and color. With a phrase, the answers are what it names; a negative
     box excludes shapes like the one in it.
 
     Attributes:
@@ -85,7 +85,7 @@ class OutlineQuestion:
 
 
 def ask_for_present(random: np.random.Generator, scene: Scene, dots: float = 0.1) -> PhraseQuestion:
-    """Ask for something in the scene by its kind, its colour or both; ``dots`` is the share of phrases for dots."""
+    """Ask for something in the scene by its kind, its color or both; ``dots`` is the share of phrases for dots."""
     shape = scene.shapes[random.integers(len(scene.shapes))]
     dotted = [other for other in scene.shapes if other.dot]
     kind = str(random.choice(list(SHAPE_PHRASE_SHARES), p=list(SHAPE_PHRASE_SHARES.values())))
@@ -95,7 +95,7 @@ def ask_for_present(random: np.random.Generator, scene: Scene, dots: float = 0.1
         phrase = "dot" if random.random() < 0.5 else f"{dot_colour} dot"
     else:
         noun = random.choice(ANY_SHAPE) if "any" in kind else shape.kind
-        phrase = f"{shape.colour} {noun}" if "colour" in kind else str(noun)
+        phrase = f"{shape.colour} {noun}" if "color" in kind else str(noun)
     return PhraseQuestion(kind, _worded(random, phrase), scene.instances(phrase))
 
 
@@ -111,8 +111,8 @@ def ask_for_two(random: np.random.Generator, scene: Scene) -> list[PhraseQuestio
 def ask_for_absent(random: np.random.Generator, scene: Scene, dots: float = 0.1) -> PhraseQuestion:
     """Ask for something that is not in the scene: an unknown noun, or a near miss of what is there.
 
-    ``dots``, less than 1, is the share of phrases that ask for a dot of an absent colour. Where dots of both colours
-    are present, other phrases take its place.
+    ``dots``, less than 1, is the share of phrases that ask for a dot of an absent color. If dots of both colors are
+    present, other phrases take their place.
     """
     of_others = (1 - dots) / 0.9
     kinds, colours = [shape.kind for shape in scene.shapes], [shape.colour for shape in scene.shapes]
@@ -151,8 +151,8 @@ def ask_for_outline(random: np.random.Generator, scene: Scene, kind: str) -> Out
 def ask_by_exemplar(random: np.random.Generator, scene: Scene, kind: str) -> ExemplarQuestion:
     """Ask by exemplar boxes with the given kind of prompt.
 
-    Where all shapes are alike, a negative box would exclude every shape: it is left out beside a positive box, and
-    beside a phrase there is no answer.
+    If all shapes are alike, a negative box would exclude every shape. Next to a positive box, it is then left out; with
+    a phrase, there is no correct answer.
     """
     exemplar = scene.shapes[random.integers(len(scene.shapes))]
     ask = _by_phrase_and_box if kind.startswith("phrase") else _by_boxes
@@ -235,7 +235,7 @@ def _by_box_and_point(random: np.random.Generator, shape: Shape) -> _Outline:
 
 
 def point_in(random: np.random.Generator, mask: np.ndarray) -> tuple[float, float]:
-    """Return the centre (x, y) of a random pixel of ``mask``, away from its edge if possible."""
+    """Return the center (x, y) of a random pixel of ``mask``, away from its edge if possible."""
     inner = binary_erosion(mask, iterations=2)
     pixels = np.flatnonzero(inner if inner.sum() > 8 else mask)
     row, column = divmod(int(random.choice(pixels)), mask.shape[1])

@@ -1,8 +1,8 @@
-"""The weights from which training starts.
+"""The initial weights for training.
 
-With the initialisation of a large network, a network this small does not learn: its attention heads look everywhere at
-once, and its mask decoder reacts to the image but not to the prompt. Each function here removes one such obstacle; none
-adds knowledge of shapes.
+With the initialization of a large network, a network this small does not learn: its attention heads attend to the whole
+image, and its mask decoder reacts to the image but not to the prompt. Each function here removes one such obstacle;
+none adds knowledge of shapes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from testbed.scenes import VOCABULARY
 
 from .batches import NO_PHRASE
 
-# what each head of a ViT block attends to first: x and y of the token relative to its own; None changes nothing
+# for each head of a ViT block, the offset (x, y) in tokens that it attends to at first; None leaves the head as it is
 _NEIGHBOURS: tuple[tuple[tuple[int, int] | None, ...], ...] = (
     ((1, 0), (-1, 0), (0, 1), (0, -1)),
     ((1, 1), (-1, 1), (1, -1), (-1, -1)),
@@ -29,7 +29,7 @@ _NEIGHBOURS: tuple[tuple[tuple[int, int] | None, ...], ...] = (
 
 @torch.no_grad()
 def initialise(network: Sam3Image) -> None:
-    """Initialise the weights in place; random numbers come from PyTorch's generator."""
+    """Initialize the weights in place; random numbers come from PyTorch's generator."""
     vit = network.backbone.vision_backbone.trunk
     _widen(vit)
     _add_sine_table(vit)
@@ -44,9 +44,9 @@ def initialise(network: Sam3Image) -> None:
 
 
 def used_tokens(network: Sam3Image) -> torch.Tensor:
-    """Return (vocabulary, 1): 1 for every token that occurs in phrases about scenes, else 0.
+    """Return (vocabulary, 1): 1 for tokens that occur in phrases about scenes, 0 for all others.
 
-    The embeddings of all other tokens stay 0, so unknown words carry no information but their length.
+    The embeddings of the others stay 0, so unknown words carry no information except their length.
     """
     language = network.backbone.language_backbone
     tokenizer = language.tokenizer
@@ -58,19 +58,19 @@ def used_tokens(network: Sam3Image) -> torch.Tensor:
 
 
 def _widen(vit: Any) -> None:
-    """Scale the ViT's matrices: they start with deviation 0.02, which suits a width of 1,000, not of 100."""
+    """Scale the ViT's matrices: their initial standard deviation of 0.02 suits a width of 1,000, but not of 100."""
     for parameter in vit.parameters():
         if parameter.dim() == 2:
             parameter.mul_(2.5)
 
 
 def _add_sine_table(vit: Any, amplitude: float = 0.25) -> None:
-    """Give the values of the attention, and not only its keys, information about positions.
+    """Add position information to the values of the attention, not only to its queries and keys.
 
-    Adds sines and cosines, of half a period to four periods over the image, to the absolute position embedding.
+    Adds sines and cosines with half a period to four periods over the image to the absolute position embedding.
     """
     width = vit.pos_embed.shape[-1]
-    grid = math.isqrt(vit.pos_embed.shape[1] - 1)  # one is the class token
+    grid = math.isqrt(vit.pos_embed.shape[1] - 1)  # the first one is the class token
     frequencies = torch.pi * 2.0 ** torch.linspace(0, 3, width // 4)
     angles = ((torch.arange(grid) + 0.5) / grid)[:, None] * frequencies
     waves = torch.cat([angles.sin(), angles.cos()], dim=1)
@@ -81,10 +81,10 @@ def _add_sine_table(vit: Any, amplitude: float = 0.25) -> None:
 def _attend_to_neighbours(
     attention: Any, neighbours: tuple[tuple[int, int] | None, ...], sharpness: float = 3.0
 ) -> None:
-    """Make each head start by attending to one neighbour, as a convolution does.
+    """Make each head attend to one neighbor at first, as a convolution does.
 
-    RoPE rotates queries and keys by their positions. Constant queries and keys, which the biases are, therefore give
-    logits that depend only on the distance. Rotating the bias of the key back by a distance puts the peak there.
+    RoPE rotates queries and keys by their positions. The biases are constant queries and keys, so they give logits that
+    depend only on the offset between two tokens. Rotating the key's bias back by an offset puts the peak there.
 
     Args:
         attention: of a ViT block.
@@ -92,11 +92,11 @@ def _attend_to_neighbours(
         sharpness: how much lower the logit is one token away from the peak.
     """
     heads, head_width = attention.num_heads, attention.head_dim
-    count = head_width // 4  # frequencies of each axis, as the package makes them
+    count = head_width // 4  # frequencies per axis, as in the package
     frequencies = 1 / 10000 ** (torch.arange(0, head_width, 4)[:count].float() / head_width)
     drop = sharpness / (attention.scale * (1 - math.cos(1)))
     amplitudes = torch.zeros(count)
-    # three quarters of the drop come from the fastest wave, the rest from the next, which separates far from near
+    # three quarters of the drop come from the fastest wave, the rest from the next one, which tells far from near
     amplitudes[0] = math.sqrt(0.75 * drop)
     amplitudes[1] = math.sqrt(0.25 * drop * (1 - math.cos(1)) / (1 - math.cos(2 * float(frequencies[1]))))
     biases = attention.qkv.bias.view(3, heads, 2, count, 2)  # query, key, value; x, y; real, imaginary
@@ -111,14 +111,14 @@ def _attend_to_neighbours(
 
 
 def _embed_vocabulary(network: Sam3Image) -> None:
-    """Initialise the embeddings of words far enough apart to be distinguished."""
+    """Initialize the word embeddings so far apart that words can be distinguished."""
     embedding = network.backbone.language_backbone.encoder.token_embedding.weight
     torch.nn.init.normal_(embedding, std=0.5)
     embedding.mul_(used_tokens(network))
 
 
 def _spread_reference_boxes(decoder: Any, side: float = 0.25) -> None:
-    """Start the queries as boxes on a grid, each at its own position."""
+    """Make the queries start as boxes on a grid, each at its own position."""
     columns = math.isqrt(decoder.num_queries)
     if columns**2 != decoder.num_queries:
         raise ValueError(f"{decoder.num_queries} queries do not fill a square grid")
@@ -129,9 +129,9 @@ def _spread_reference_boxes(decoder: Any, side: float = 0.25) -> None:
 
 
 def _look_where_prompts_point(mask_decoder: Any, gain: float = 1.5) -> None:
-    """Make the token of a prompt attend to the position that its position encoding names, and vice versa.
+    """Make prompt tokens and image tokens attend to each other if they have the same position.
 
-    Equal projections of queries and keys do this; otherwise training has to discover it first.
+    Equal projections of queries and keys do this; otherwise, training has to learn it first.
     """
     transformer = mask_decoder.transformer
     attentions = [transformer.final_attn_token_to_image]
@@ -145,7 +145,7 @@ def _look_where_prompts_point(mask_decoder: Any, gain: float = 1.5) -> None:
 
 
 def _hear_prompts(mask_decoder: Any) -> None:
-    """Strengthen what a prompt writes into the image tokens: the skip connections would drown it."""
+    """Amplify the effect of prompts on the image tokens, which the skip connections would drown out."""
     for layer in mask_decoder.transformer.layers:
         layer.cross_attn_image_to_token.out_proj.weight *= 3
         layer.cross_attn_token_to_image.out_proj.weight *= 2

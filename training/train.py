@@ -1,4 +1,4 @@
-"""Train the shapes network from scratch on drawn scenes.
+"""Train the shapes network from scratch on synthetic scenes.
 
     python -m training demo/sam3_shapes.pt            # about two and a half hours on two CPU cores
     python -m training demo/sam3_shapes.pt --cuda
@@ -251,7 +251,7 @@ def _overview(training: Training, checkpoint: Path, state_file: Path) -> str:
     plan = training.plan
     minutes = SECONDS_PER_STEP * (plan.steps - training.step) / 60
     duration = f"{minutes / 60:.1f} hours" if minutes > 90 else f"{minutes:.0f} minutes"
-    start = f"from step {training.step:,}, which {state_file} holds" if training.step else "from scratch"
+    start = f"from step {training.step:,}, saved in {state_file}" if training.step else "from scratch"
     return (
         f"Training {start}, to step {plan.steps:,}; the first {plan.dense_steps:,} steps are without prompts.\n"
         f"Time: about {duration} on two CPU cores; not measured on a GPU.\n"

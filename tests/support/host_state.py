@@ -11,7 +11,7 @@ import torch
 
 
 def snapshot():
-    """All of it that a plugin might change, by name."""
+    """Return all of this state that a plugin might change, by name."""
     backends = torch.backends
     return {
         "autocast": [(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")],
@@ -44,13 +44,13 @@ def snapshot():
 
 
 def changes(before, after):
-    """The names of what differs. Loggers may be new, but not those of before be others."""
+    """Return the names of what differs; new loggers do not count, changes to existing ones do."""
     after = {**after, "logging": {name: after["logging"].get(name) for name in before["logging"]}}
     return [name for name in before if before[name] != after[name]]
 
 
 def older_fp32_precision():
-    """What the older of torch's two sets of switches says; torch refuses to read it once the newer says otherwise."""
+    """Return the settings of the older of torch's two APIs; torch refuses to read them once the newer one differs."""
     try:
         return torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32
     except RuntimeError:
@@ -62,7 +62,7 @@ def settings(logger):
 
 
 def smaller_teams():
-    """Whether OpenMP may give fewer threads than asked for; read last, because it imports a part of the engine."""
+    """Return whether OpenMP may use fewer threads than requested; read last, because it imports part of the engine."""
     from sam3_engine.openmp import openmp_library
 
     return openmp_library().omp_get_dynamic()

@@ -1,6 +1,6 @@
 """Type into the settings panel and press Apply, in real Qt, for :mod:`test_panel`.
 
-Reads tasks as JSON from standard input, one per line, and prints what happened as JSON. It is a process of its own,
+Reads tasks as JSON from standard input, one per line, and prints what happened as JSON. It is a separate process,
 because a process can have only one ``QApplication``.
 """
 
