@@ -2,6 +2,10 @@ PYTHON ?= python3.11
 VENV = .venv
 RUN = $(VENV)/bin/python
 
+# OpenMP's threads spin while they wait for each other; where processes share cores, this makes small networks up to 90
+# times slower
+demo test test-fast: export GOMP_SPINCOUNT ?= 1000
+
 .PHONY: help demo pictures train test test-fast test-install lint format bench soak package clean
 
 help:            ## list the targets
@@ -27,10 +31,6 @@ train: $(VENV)/demo-ready  ## train the demo's network again (2.5 hours on two c
 # two processes: most tests use one core; --dist loadfile keeps the fixtures of a file in one process
 TEST_PROCESSES ?= 2
 PARALLEL = -n $(TEST_PROCESSES) --dist loadfile
-
-# OpenMP's threads spin while they wait for each other; where processes share cores, this makes small networks up to 90
-# times slower
-test test-fast: export GOMP_SPINCOUNT ?= 1000
 
 test: $(VENV)/ready  ## run all tests except test-install
 	$(RUN) -m pytest $(PARALLEL)
