@@ -1,4 +1,4 @@
-"""What the tests share: small and full-size networks of random weights, the plugin in a real registry, a photograph."""
+"""Shared fixtures: small and full-size networks with random weights, the plugin in a real registry, a photograph."""
 
 import importlib
 import shutil
@@ -19,7 +19,7 @@ from testbed.random_weights import full_size_checkpoint
 
 @pytest.fixture(scope="session")
 def small_checkpoint(tmp_path_factory) -> Path:
-    """A network of small sizes. Its seed is one whose masks are neither full nor empty, so that they can disagree."""
+    """Write a small network. Its seed gives masks that are neither full nor empty, so that wrong masks differ."""
     path = tmp_path_factory.mktemp("weights") / "small_random.pt"
     write_random_checkpoint(path, SMALL, seed=47)
     return path
@@ -27,25 +27,25 @@ def small_checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def full_checkpoint() -> Path:
-    """A network of SAM 3's own sizes."""
+    """Write a network of SAM 3's own sizes."""
     return full_size_checkpoint()
 
 
 @pytest.fixture(scope="session")
 def photograph() -> np.ndarray:
-    """(427, 640, 3) uint8 RGB."""
+    """Return a (427, 640, 3) uint8 RGB photograph."""
     return load_sample_image("china.jpg")
 
 
 @pytest.fixture(scope="session")
 def plugins_directory() -> Path:
-    """A folder of plugins that holds this checkout, as a link, and that Ikomia's registry looks in."""
+    """Create a plugins folder with a link to this checkout, and register it with Ikomia."""
     return Path(register_checkout().name)
 
 
 @pytest.fixture
 def workflow(plugins_directory) -> Workflow:
-    """A workflow with the plugin as its only task, with default parameters."""
+    """Return a workflow whose only task is the plugin, with default parameters."""
     made = Workflow()
     made.add_task(name=PLUGIN, auto_connect=True)
     return made
@@ -53,7 +53,7 @@ def workflow(plugins_directory) -> Workflow:
 
 @pytest.fixture
 def algorithm(workflow, small_checkpoint):
-    """The plugin in ``workflow``, on the small network and the CPU."""
+    """Return the plugin in ``workflow``, on the small network and the CPU."""
     task = workflow.find_task(PLUGIN)
     task = task[0] if isinstance(task, list) else task
     workflow.set_parameters({"model_weight_file": small_checkpoint, "cuda": False}, task_obj=task)
@@ -62,13 +62,13 @@ def algorithm(workflow, small_checkpoint):
 
 @pytest.fixture(scope="session")
 def shapes_checkpoint() -> Path:
-    """The trained small network of the demo, which knows colored shapes."""
+    """Return the demo's small network, which is trained on colored shapes."""
     return REPOSITORY / "demo" / "sam3_shapes.pt"
 
 
 @pytest.fixture(scope="session")
 def package(tmp_path_factory) -> Path:
-    """The zip for the Ikomia HUB, made from this checkout with its uncommitted changes."""
+    """Build the zip for the Ikomia HUB from this checkout, including uncommitted changes."""
     git = ["git", "-C", str(REPOSITORY), "-c", "user.name=nobody", "-c", "user.email=nobody@localhost"]
     changed = subprocess.run([*git, "stash", "create"], capture_output=True, text=True, check=True).stdout.strip()
     path = tmp_path_factory.mktemp("package") / f"{PLUGIN}.zip"
@@ -78,7 +78,7 @@ def package(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def truck(tmp_path_factory) -> Path:
-    """A photograph of 1800 x 1200 pixels, the size of the truck that the examples' coordinates are for."""
+    """Write an 1800 x 1200 photograph, the size of the truck image that the examples use."""
     path = tmp_path_factory.mktemp("photographs") / "truck.jpg"
     Image.fromarray(load_sample_image("flower.jpg")).resize((1800, 1200)).save(path)
     return path
@@ -86,10 +86,10 @@ def truck(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def readers_machine(truck, small_checkpoint, plugins_directory, tmp_path, monkeypatch) -> Path:
-    """Set up a machine as the docs assume it: the plugin, weights in the Hugging Face cache, downloads, a screen.
+    """Set up a machine as the docs assume: the plugin, weights in the Hugging Face cache, downloads, a display.
 
     Returns:
-        The current folder: it has the parts of a checkout that the docs name, a photograph and a checkpoint.
+        The current folder, with the parts of a checkout that the docs mention, a photograph and a checkpoint.
     """
     monkeypatch.setattr(ikomia.utils.http, "download_file", lambda url, path, *_: shutil.copy(truck, path))
 
@@ -101,7 +101,7 @@ def readers_machine(truck, small_checkpoint, plugins_directory, tmp_path, monkey
     shutil.copy(small_checkpoint, repository / "snapshots" / commit / "sam3.pt")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
 
-    importlib.import_module("ikomia.utils.displayIO")  # chooses a backend with windows, if pyplot is not loaded yet
+    importlib.import_module("ikomia.utils.displayIO")  # selects a GUI backend if pyplot is not loaded yet
     importlib.import_module("matplotlib.pyplot").switch_backend("Agg")
 
     folder = tmp_path / "checkout"

@@ -1,4 +1,4 @@
-"""The shapes network returns correct masks through the plugin, and the evaluation notices wrong ones."""
+"""The shapes network gives correct masks through the plugin, and the evaluation detects wrong ones."""
 
 import dataclasses
 import re
@@ -18,7 +18,7 @@ SCENES = 16
 FEW_SCENES = 8
 SEED = 20_000_000  # used neither for training nor for the tables in training/README.md
 
-# a little under those tables, since there are fewer questions here
+# slightly below those tables, because fewer questions are asked here
 PHRASES = 0.94  # precision and recall
 MEAN_IOU = 0.93  # of the matches
 EXEMPLARS = dict.fromkeys(EXEMPLAR_KINDS, 0.92)  # precision and recall
@@ -32,7 +32,7 @@ def examine(examinee, drawn=held_out_scenes, scenes=SCENES, **kinds):
 
 
 def examine_briefly(examinee):
-    """Ask about a few scenes, with phrases and boxes only."""
+    """Evaluate on a few scenes, with phrases and boxes only."""
     return examine(examinee, scenes=FEW_SCENES, outline_kinds=("box",), exemplar_kinds=())
 
 
@@ -55,37 +55,37 @@ def results(examinee):
     return examine(examinee)
 
 
-def test_the_checkpoint_is_small_and_is_that_of_the_training(shapes_checkpoint, shapes_contents):
+def test_the_checkpoint_is_small_and_has_the_training_architecture(shapes_checkpoint, shapes_contents):
     assert shapes_checkpoint.stat().st_size < 10e6
     assert shapes_contents["architecture"] == SHAPES.to_dict()
     assert {name.partition(".")[0] for name in shapes_contents["model"]} == {"detector", "tracker"}
 
 
-def test_phrases_find_what_they_name(results):
+def test_phrases_find_their_shapes(results):
     phrases = results.found["phrases"]
     assert phrases.true > 60
     assert good(phrases, PHRASES)
     assert phrases.mean_iou >= MEAN_IOU
 
 
-def test_two_phrases_at_once_find_each_its_own(results):
+def test_two_phrases_at_once_each_find_their_shapes(results):
     two = results.found["phrases: two at once"]
     assert two.questions > SCENES
     assert good(two, PHRASES)
 
 
-def test_phrases_for_what_is_not_there_find_nothing(results):
+def test_phrases_for_absent_shapes_find_nothing(results):
     assert results.absent_asked == 2 * SCENES
     assert results.absent_answered <= 1
 
 
 @pytest.mark.parametrize("kind", OUTLINE_KINDS)
-def test_points_and_boxes_outline_what_they_mean(results, kind):
+def test_points_and_boxes_outline_the_intended_region(results, kind):
     assert np.mean(results.outlines[kind].single) >= OUTLINES[kind]
     assert np.mean(results.outlines[kind].best_of_three) >= BEST_OF_THREE
 
 
-def test_several_boxes_outline_each_its_own(shapes_checkpoint):
+def test_each_of_several_boxes_outlines_its_shape(shapes_checkpoint):
     plugin = Plugin(model_weight_file=shapes_checkpoint, cuda=False)
     random = np.random.default_rng(SEED)
     ious = []
@@ -97,7 +97,7 @@ def test_several_boxes_outline_each_its_own(shapes_checkpoint):
     assert np.mean(ious) >= OUTLINES["box"]
 
 
-def test_scenes_of_another_renderer_are_understood_as_well(examinee):
+def test_results_hold_on_scenes_from_another_renderer(examinee):
     results = examine(examinee, pillow_scenes, scenes=6, outline_kinds=("point", "box"), exemplar_kinds=())
     assert good(results.found["phrases"], PHRASES)
     assert results.absent_answered <= 1
@@ -105,7 +105,7 @@ def test_scenes_of_another_renderer_are_understood_as_well(examinee):
 
 
 @pytest.mark.parametrize("kind", EXEMPLAR_KINDS)
-def test_exemplar_boxes_find_what_is_like_them(results, kind):
+def test_exemplar_boxes_find_similar_shapes(results, kind):
     assert good(results.found[kind], EXEMPLARS[kind])
 
 
@@ -141,7 +141,7 @@ def test_the_command_says_which_file_is_missing(monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def whole(examinee):
-    """Results of the unchanged network for the questions of :func:`examine_briefly`."""
+    """Return the results of the unchanged network for the questions of :func:`examine_briefly`."""
     results = examine_briefly(examinee)
     assert good(results.found["phrases"], PHRASES)
     assert np.mean(results.outlines["box"].single) >= OUTLINES["box"]
@@ -149,7 +149,7 @@ def whole(examinee):
 
 
 def without_imaginary_parts(tensors):
-    """Drop the imaginary parts of the position tables, as a careless conversion to real numbers does."""
+    """Drop the imaginary parts of the position tables, as a careless conversion to real numbers would."""
     return {
         name: torch.complex(tensor.real, torch.zeros_like(tensor.real)) if tensor.is_complex() else tensor
         for name, tensor in tensors.items()
@@ -157,13 +157,13 @@ def without_imaginary_parts(tensors):
 
 
 def with_two_tensors_swapped(tensors):
-    """Swap two tensors of the same shape, as a wrong mapping of names does."""
+    """Swap two tensors of the same shape, as a wrong mapping of names would."""
     one, other = (f"detector.backbone.vision_backbone.trunk.blocks.{block}.attn.qkv.weight" for block in (1, 2))
     return {**tensors, one: tensors[other], other: tensors[one]}
 
 
 @pytest.mark.parametrize("broken", [without_imaginary_parts, with_two_tensors_swapped])
-def test_a_broken_network_is_seen(whole, shapes_contents, tmp_path, broken):
+def test_a_broken_network_fails_the_evaluation(whole, shapes_contents, tmp_path, broken):
     path = tmp_path / "broken.pt"
     torch.save({**shapes_contents, "model": broken(shapes_contents["model"])}, path)
     results = examine_briefly(Examinee(path))
@@ -172,7 +172,7 @@ def test_a_broken_network_is_seen(whole, shapes_contents, tmp_path, broken):
 
 
 class BoxesOfAnotherSize(Examinee):
-    """Gives boxes in pixels of the network's input instead of the image."""
+    """Pass boxes in pixels of the network's input instead of pixels of the image."""
 
     def outline(self, image, question, *, multimask):
         if question.box:
@@ -182,7 +182,7 @@ class BoxesOfAnotherSize(Examinee):
         return super().outline(image, question, multimask=multimask)
 
 
-def test_boxes_in_the_wrong_pixels_are_seen(whole, shapes_checkpoint):
+def test_boxes_in_the_wrong_pixels_fail_the_evaluation(whole, shapes_checkpoint):
     results = examine_briefly(BoxesOfAnotherSize(shapes_checkpoint))
     assert results.found["phrases"].recall == whole.found["phrases"].recall
     assert np.mean(results.outlines["box"].single) < OUTLINES["box"]

@@ -1,4 +1,4 @@
-"""Folders of images on Ray: each image gets one row, equal to the results of a single process, whatever is killed."""
+"""Folders of images on Ray: one row per image, as from a single process, even if a worker is killed."""
 
 import re
 import signal
@@ -40,7 +40,7 @@ PROMPT = ("--input_text", "shape", "--confidence_threshold", "0.4", "--iou_thres
 
 @pytest.fixture(scope="module")
 def segments():
-    """Six overlapping segments of an image of 90 x 60 pixels, one of them empty."""
+    """Return six overlapping segments of a 90 x 60 image, one of them empty."""
     random = np.random.default_rng(5)
     logits = torch.nn.functional.avg_pool2d(torch.tensor(random.normal(0, 1, (6, 20, 30))), 5, 1, 2) + 0.05
     logits[3] = -1
@@ -66,19 +66,19 @@ def test_masks_survive_coco_encoding(segments, instances):
         assert tuple(instance.box) == bounding_box(segment.mask)
 
 
-def test_the_label_map_equals_the_engines(segments, instances):
+def test_the_label_map_matches_the_engine(segments, instances):
     assert np.array_equal(paint_label_map(instances, 60, 90), label_map(segments, 90, 60))
 
 
-def test_a_label_map_of_more_than_255_instances_has_16_bits(instances):
+def test_a_label_map_with_more_than_255_instances_has_16_bits(instances):
     crowd = instances[:1] * 300
     assert paint_label_map(crowd[:255], 60, 90).dtype == np.uint8
     numbers = paint_label_map(crowd, 60, 90)
     assert numbers.dtype == np.uint16
-    assert np.unique(numbers).tolist() == [0, 1]  # of equal scores the first wins
+    assert np.unique(numbers).tolist() == [0, 1]  # of two equal scores, the first wins
 
 
-def test_an_overlay_tints_the_instances_and_nothing_else(segments, instances):
+def test_an_overlay_tints_only_the_instances(segments, instances):
     image = np.full((60, 90, 3), 100, np.uint8)
     overlay = paint_overlay(instances, image)
     covered = np.any([segment.mask for segment in segments], axis=0)
@@ -90,7 +90,7 @@ def test_an_overlay_tints_the_instances_and_nothing_else(segments, instances):
 
 
 @pytest.mark.parametrize("scheme", ["", "file://", "local://"], ids=["path", "pyarrow's", "fsspec's"])
-def test_files_are_written_listed_and_read(tmp_path, scheme):
+def test_files_can_be_written_listed_and_read(tmp_path, scheme):
     folder = Folder(f"{scheme}{tmp_path.as_posix()}/new") / "deep"
     assert not folder.exists()
     folder.write("b/c.txt", b"one")
@@ -121,7 +121,7 @@ def test_unfinished_files_are_not_part_of_the_dataset(tmp_path, instances):
     assert Progress(remaining=3).after(rows) == Progress(images=2, failures=1, instances=6, remaining=1)
 
 
-def test_an_output_folder_takes_one_set_of_parameters(tmp_path):
+def test_an_output_folder_accepts_one_set_of_parameters(tmp_path):
     output = Folder(str(tmp_path / "new"))
     check_same_run(output, {"input_text": "shoe", "input": "photos"})
     check_same_run(output, {"input_text": "shoe", "input": "photos"})
@@ -130,7 +130,7 @@ def test_an_output_folder_takes_one_set_of_parameters(tmp_path):
 
 
 @pytest.mark.parametrize(("other", "contained"), [("a", True), ("a/b", True), ("ab", False), (".", False)])
-def test_a_folder_contains_itself_and_its_sub_folders(tmp_path, other, contained):
+def test_a_folder_contains_itself_and_its_subfolders(tmp_path, other, contained):
     other = Folder(f"file://{(tmp_path / other).resolve().as_posix()}")
     assert Folder(str(tmp_path / "a")).contains(other) == contained
 
@@ -158,7 +158,7 @@ def command(source, output, *options):
         (("--input_text", "shoe", "--model_weight_file", "no.pt"), "model_weight_file = 'no.pt': there is no such"),
     ],
 )
-def test_a_wrong_command_is_rejected_before_it_writes(tmp_path, options, message):
+def test_an_invalid_command_is_rejected_before_it_writes(tmp_path, options, message):
     (tmp_path / "in").mkdir()
     _, said = command(tmp_path / "in", tmp_path / "out", *options).communicate(timeout=60)
     assert message in said
@@ -166,7 +166,7 @@ def test_a_wrong_command_is_rejected_before_it_writes(tmp_path, options, message
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_that_is_no_checkpoint_ends_the_run_with_its_error(scenes, tmp_path):
+def test_a_file_that_is_not_a_checkpoint_ends_the_run_with_its_error(scenes, tmp_path):
     (tmp_path / "bad.pt").write_text("not a checkpoint")
     options = ("--input_text", "shoe", "--model_weight_file", tmp_path / "bad.pt")
     process = command(scenes, tmp_path / "out", *options)
@@ -183,7 +183,7 @@ def test_results_inside_the_image_folder_are_rejected(tmp_path, shapes_checkpoin
     assert not (tmp_path / "results").exists()
 
 
-def test_another_prompt_needs_another_output(tmp_path, shapes_checkpoint):
+def test_a_different_prompt_needs_a_different_output_folder(tmp_path, shapes_checkpoint):
     (tmp_path / "in").mkdir()
     results = []
     for phrase in ("shoe", "hat"):
@@ -191,14 +191,14 @@ def test_another_prompt_needs_another_output(tmp_path, shapes_checkpoint):
         results.append(command(tmp_path / "in", tmp_path / "out", *options).communicate(timeout=120))
     (printed, messages), (_, rejection) = results
     assert "0 images" in messages
-    assert printed.splitlines()[-1] == f"Results: {tmp_path / 'out'}/instances"  # although nothing was left to do
+    assert printed.splitlines()[-1] == f"Results: {tmp_path / 'out'}/instances"  # even if all was done
     assert "holds the results of another run, with input_text = 'shoe'" in rejection
     assert "Traceback" not in rejection
 
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    """A folder of 200 images, three of them broken, and a text file."""
+    """Create a folder of 200 images, three of them broken, and a text file."""
     folder = tmp_path_factory.mktemp("scenes")
     random = np.random.default_rng(20)
     for number in range(200):
@@ -214,9 +214,9 @@ def scenes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(scenes, shapes_checkpoint):
-    """What a single process finds in each image, by path: labels, scores, boxes, masks; None for a broken image."""
+    """Return the labels, scores, boxes and masks that one process finds in each image; None for a broken image."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in a worker: more threads round sums differently
+    torch.set_num_threads(1)  # as in a worker; the number of threads affects rounding
     predictor = Predictor(load_model(shapes_checkpoint, CPU))
     found = {}
     for path in scenes.glob("*/*"):
@@ -237,7 +237,7 @@ def alone(scenes, shapes_checkpoint):
 
 
 def listen(lines, said, reached):
-    """Collect the messages of a run, and set each event of ``reached`` when the run has that many rows."""
+    """Collect the messages of a run, and set each event in ``reached`` once the run has that many rows."""
     for line in lines:
         said.append(line)
         count = int(line.split()[0]) if " of 200 images, " in line else 0
@@ -258,7 +258,7 @@ def workers_of(process):
 
 @pytest.fixture
 def interruptible():
-    """Let processes receive SIGINT even if the tests themselves ignore it, such as in a background job."""
+    """Let child processes receive SIGINT even if the tests ignore it, for example in a background job."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -266,7 +266,7 @@ def interruptible():
 
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT, which Windows does not have")
-def test_each_image_gets_one_row_although_a_worker_is_killed_and_the_run_is_interrupted(
+def test_each_image_gets_one_row_even_if_a_worker_is_killed_and_the_run_interrupted(
     scenes, alone, shapes_checkpoint, tmp_path, monkeypatch, capsys
 ):
     output = tmp_path / "results"
@@ -316,6 +316,6 @@ def test_each_image_gets_one_row_although_a_worker_is_killed_and_the_run_is_inte
 
 
 def with_mask(instance):
-    """Return the fields of an instance of the dataset, its mask decoded."""
+    """Return the fields of an instance of the dataset, with its mask decoded."""
     mask = coco.decode(instance["mask"]).astype(bool)
     return instance["label"], instance["score"], instance["box"], mask.tobytes()

@@ -1,4 +1,4 @@
-"""The benchmark runs and writes its table. What it measures is for people to judge: no test depends on a time."""
+"""The benchmark runs and writes its table. No test depends on the times that it measures."""
 
 import re
 import subprocess
@@ -12,7 +12,7 @@ from benchmarks.timing import in_turn, watching
 from testbed.plugin import REPOSITORY
 
 
-def test_a_small_network_gives_every_row_that_needs_no_full_size_one(monkeypatch, tmp_path, capsys):
+def test_a_small_network_fills_every_row_that_does_not_need_full_size(monkeypatch, tmp_path, capsys):
     page = tmp_path / "results.md"
     options = ["--small", "--repeat", "1", "--runs", "20", "--instances", "20", "--output", str(page)]
     monkeypatch.setattr("sys.argv", ["benchmarks", *options])
@@ -21,7 +21,7 @@ def test_a_small_network_gives_every_row_that_needs_no_full_size_one(monkeypatch
     assert written in capsys.readouterr().out
     for fact in ("Machine: ", "Versions: Python ", "Date: ", "Network: small sizes"):
         assert f"- {fact}" in written
-    rows = re.findall(r"^\| (.+?) \| .* \|  \|  \|$", written, re.MULTILINE)  # the targets are for the full size
+    rows = re.findall(r"^\| (.+?) \| .* \|  \|  \|$", written, re.MULTILINE)  # targets apply only to the full size
     assert len(rows) == len(set(rows)) == 19
     assert "| 0 loads, 1 encoding |" in written
     assert re.search(r"^\| 8 runs with other parameters \| 0 loads \|", written, re.MULTILINE)
@@ -36,7 +36,7 @@ def test_a_small_network_gives_every_row_that_needs_no_full_size_one(monkeypatch
         (Row.within("x", 1.05, "y", 1.0, 1.03), "1.05×", False),
     ],
 )
-def test_a_row_says_whether_its_target_is_met(row, result, met):
+def test_a_row_says_whether_it_meets_its_target(row, result, met):
     assert (row.result, row.met) == (result, met)
 
 
@@ -47,7 +47,7 @@ def test_calls_take_turns():
     assert set(medians) == {"first", "second"}
 
 
-def test_what_is_watched_is_put_back():
+def test_watched_functions_are_restored():
     original = sys.getsizeof
     with watching({"size": (sys, "getsizeof")}) as seconds:
         assert sys.getsizeof([]) > 0
@@ -55,7 +55,7 @@ def test_what_is_watched_is_put_back():
     assert sys.getsizeof is original
 
 
-def test_peak_memory_knows_of_what_is_freed_again():
+def test_peak_memory_includes_freed_memory():
     code = """
 import numpy as np
 from benchmarks.timing import peak_memory, resident_memory

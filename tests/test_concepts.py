@@ -1,4 +1,4 @@
-"""Several phrases, example boxes, duplicates and objects, through real Ikomia workflows on a small network."""
+"""Several phrases, example boxes, duplicates and objects, in real Ikomia workflows on a small network."""
 
 import colorsys
 import importlib
@@ -19,19 +19,19 @@ from testbed.scenes import iou
 BOX = [60, 80, 300, 330]
 BOXES = [BOX, [5, 5, 635, 420], [350, 100, 520, 390]]
 POINT = [210, 150]
-ALL = {"confidence_threshold": 0}  # every query
+ALL = {"confidence_threshold": 0}  # keeps every query
 LABELS = ("shoe", "yellow school bus", "hat")
 
 
 @pytest.fixture
 def plugin(small_checkpoint):
-    """On a small network; what is set stays set, the prompt and ``instance_output`` are those of each call."""
+    """Return a plugin on a small network; only the prompt and ``instance_output`` are reset for each call."""
     return Plugin(model_weight_file=small_checkpoint, cuda=False)
 
 
 @pytest.fixture
 def thumbnail(photograph):
-    """(107, 160, 3) uint8 RGB, for cases in which size is not the subject: Ikomia's polygons take most of the time."""
+    """Return a (107, 160, 3) uint8 RGB image, because Ikomia's polygons take most of the time on large images."""
     return np.ascontiguousarray(photograph[::4, ::4])
 
 
@@ -69,12 +69,12 @@ def test_the_higher_score_wins_across_phrases(plugin, thumbnail):
         masks += [found.mask > 0 for found in objects.get_objects()]
     for index in sorted(range(len(masks)), key=lambda index: (scores[index], -index)):
         wanted[masks[index]] = index + 1
-    # scores are told to three digits: instances that agree in these may lie either way
+    # scores are printed with three decimals: instances with equal printed scores may be in either order
     assert np.mean(painted == wanted) > 0.99
     assert len({(label - 1) // SMALL.queries for label in np.unique(painted) if label}) > 1
 
 
-def test_a_phrase_that_is_not_found_adds_nothing(plugin, thumbnail):
+def test_a_phrase_without_instances_adds_nothing(plugin, thumbnail):
     best = {}
     for label in LABELS:
         (output,) = plugin.segment(thumbnail, input_text=label, **ALL)
@@ -92,7 +92,7 @@ def test_a_phrase_that_is_not_found_adds_nothing(plugin, thumbnail):
     assert output.description == "no shoe found; no yellow school bus found; no hat found"
 
 
-def test_a_list_of_one_phrase_is_that_phrase(plugin, thumbnail):
+def test_a_list_of_one_phrase_is_the_same_as_the_phrase(plugin, thumbnail):
     (alone,) = plugin.segment(thumbnail, input_text="shoe", **ALL)
     wanted = (alone.get_mask(), alone.get_class_names(), alone.get_colors(), alone.description)
     (listed,) = plugin.segment(thumbnail, input_text='["shoe"]', **ALL)
@@ -105,7 +105,7 @@ def test_commas_are_part_of_a_phrase(plugin, thumbnail):
     assert output.get_class_names()[1] == "shoe, hat 1"
 
 
-def test_the_255_best_are_in_the_mask_and_one_warning_says_how_many_there_were(plugin, photograph, caplog):
+def test_the_mask_holds_the_255_best_and_one_warning_gives_the_total(plugin, photograph, caplog):
     phrases = [f"thing {number}" for number in range(25)]
     *_, output, objects = plugin.segment(photograph, input_text=phrases, instance_output=True, **ALL)
     count = len(phrases) * SMALL.queries
@@ -117,14 +117,14 @@ def test_the_255_best_are_in_the_mask_and_one_warning_says_how_many_there_were(p
     assert len(every) == count
     ranked = sorted(every, key=lambda found: -found.confidence)
     assert min(scores_of(output.description)) == pytest.approx(ranked[254].confidence, abs=1e-3)
-    # each has the same color in both
+    # each instance has the same color in both outputs
     names = iter(output.get_class_names()[1:])
     colours = dict(zip(names, output.get_colors()[1:], strict=True))
     of_objects = {tuple(found.color[:3]) for found in every}
     assert {tuple(colour) for colour in colours.values()} <= of_objects
 
 
-def test_each_phrase_has_a_hue_and_its_instances_are_shades_of_it(plugin, photograph):
+def test_each_phrase_has_a_hue_and_its_instances_have_shades_of_it(plugin, photograph):
     phrases = [f"thing {number}" for number in range(21)]
     (output,) = plugin.segment(photograph, input_text=phrases, **ALL)
     colours = output.get_colors()[1:]
@@ -150,7 +150,7 @@ def test_shades_of_many_instances_are_distinct(plugin):
 # --- example boxes
 
 
-def test_example_boxes_name_their_instances_objects_or_after_the_phrase(plugin, photograph):
+def test_instances_found_by_example_boxes_are_named_object_or_after_the_phrase(plugin, photograph):
     (output,) = plugin.segment(photograph, input_box=BOXES, input_box_label=[1, 0, 1], **ALL)
     assert output.get_class_names()[:3] == ["background", "object 1", "object 2"]
     assert output.description.startswith(f"{SMALL.queries} x object, scores")
@@ -187,7 +187,7 @@ def test_drawn_rectangles_can_be_examples(workflow, algorithm, photograph):
         ({"input_text": '["shoe", "hat"'}, "input_text"),
     ],
 )
-def test_bad_concepts_are_refused_and_leave_nothing_behind(plugin, photograph, bad, parameter):
+def test_invalid_concepts_are_refused_and_leave_no_mask(plugin, photograph, bad, parameter):
     good = {"input_text": list(LABELS), "instance_output": True}
     wanted = plugin.segment(photograph, **good, **ALL)[0].get_mask()
     with pytest.raises(RuntimeError, match=f"^{parameter} = "):
@@ -223,14 +223,14 @@ def test_duplicates_are_dropped_across_phrases(plugin, photograph):
     for found in every:
         better = [one.mask for one in some if one.confidence >= found.confidence and identity(one) != identity(found)]
         overlaps = [iou(found.mask > 0, mask > 0) for mask in better]
-        # masks are compared at the network's resolution, here at the picture's
+        # the plugin compares masks at the network's resolution, this test at the image's
         if identity(found) in kept:
             assert max(overlaps, default=0) < 0.55
         else:
             assert max(overlaps) > 0.45
 
 
-def test_points_and_boxes_have_no_duplicates(plugin, photograph):
+def test_points_and_boxes_are_not_deduplicated(plugin, photograph):
     outputs = plugin.segment(photograph, input_box=[BOX, BOX, BOX], iou_threshold=0)
     assert len(outputs) == 3
 
@@ -249,7 +249,7 @@ PROMPTS = {
 
 
 @pytest.mark.parametrize("kind", PROMPTS)
-def test_objects_are_the_last_output_and_hold_every_segment(plugin, photograph, kind):
+def test_objects_are_the_last_output_and_contain_every_segment(plugin, photograph, kind):
     prompt, count = PROMPTS[kind]
     without = [output.get_mask() for output in plugin.segment(photograph, **prompt, **ALL)]
     assert len(without) == count
@@ -305,7 +305,7 @@ def test_outputs_are_exactly_those_of_the_last_run(plugin, photograph):
 
 
 @pytest.mark.parametrize("prompt", [{}, {"input_text": "shoe", "confidence_threshold": 1}])
-def test_where_nothing_is_found_there_are_no_objects(plugin, photograph, prompt):
+def test_if_nothing_is_found_there_are_no_objects(plugin, photograph, prompt):
     plugin.segment(photograph, input_text="shoe", **ALL, instance_output=True)
     mask, objects = plugin.segment(photograph, **prompt, instance_output=True)
     assert not mask.get_mask().any()
@@ -323,7 +323,7 @@ def test_objects_can_be_overlaid_and_exported(plugin, photograph):
     assert len(exported["detections"]) == objects.get_object_count()
 
 
-def test_objects_of_an_earlier_run_stay_as_they_were(plugin, photograph):
+def test_objects_from_an_earlier_run_do_not_change(plugin, photograph):
     *_, objects = plugin.segment(photograph, input_box=BOXES, instance_output=True)
     kept = [found.mask for found in objects.get_objects()]
     copies = [mask.copy() for mask in kept]
@@ -331,7 +331,7 @@ def test_objects_of_an_earlier_run_stay_as_they_were(plugin, photograph):
     assert all(np.array_equal(mask, copy) for mask, copy in zip(kept, copies, strict=True))
 
 
-def test_a_folder_run_saves_the_objects_too(workflow, algorithm, photograph, tmp_path):
+def test_a_folder_run_also_saves_the_objects(workflow, algorithm, photograph, tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()
     cv2.imwrite(str(folder / "a.png"), cv2.cvtColor(photograph, cv2.COLOR_RGB2BGR))

@@ -1,4 +1,4 @@
-"""Many threads, tasks and workflows on one model: every result is that of a thread alone, and nobody waits for good."""
+"""Many threads, tasks and workflows on one model: results are those of a single thread, without deadlocks."""
 
 import concurrent.futures
 import gc
@@ -36,14 +36,14 @@ def contents(plugin, image, prompt):
 
 
 def jobs(images, thread):
-    """Each thread asks other things of other images, in another order."""
+    """Return a thread's images and prompts; each thread has its own order."""
     return [
         (images[(thread + step) % len(images)], PROMPTS[(3 * thread + step) % len(PROMPTS)])
         for step in range(ROUNDS * 2)
     ]
 
 
-def test_two_tasks_in_each_of_eight_threads_answer_as_one_alone(small_checkpoint, images):
+def test_two_tasks_in_each_of_eight_threads_give_the_results_of_a_single_task(small_checkpoint, images):
     alone = Plugin(model_weight_file=small_checkpoint, cuda=False)
     wanted = [[contents(alone, *job) for job in jobs(images, thread)] for thread in range(THREADS)]
     together = threading.Barrier(THREADS)
@@ -59,7 +59,7 @@ def test_two_tasks_in_each_of_eight_threads_answer_as_one_alone(small_checkpoint
     assert found == wanted
 
 
-def test_tasks_come_and_go_while_others_run(small_checkpoint, images):
+def test_tasks_can_be_created_and_deleted_while_others_run(small_checkpoint, images):
     alone = Plugin(model_weight_file=small_checkpoint, cuda=False)
     wanted = [contents(alone, image, PROMPTS[2]) for image in images]
     stop = threading.Event()
@@ -82,7 +82,7 @@ def test_tasks_come_and_go_while_others_run(small_checkpoint, images):
     assert all(one == made[0] for one in made)
 
 
-def test_errors_in_one_thread_do_not_reach_another(small_checkpoint, images):
+def test_errors_in_one_thread_do_not_affect_the_others(small_checkpoint, images):
     def work(thread):
         plugin = Plugin(model_weight_file=small_checkpoint, cuda=False)
         found = []

@@ -1,4 +1,4 @@
-"""What `make demo` does, as a newcomer sees it."""
+"""`make demo` as a new user runs it."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ ROW = re.compile(
 
 @pytest.fixture
 def run(monkeypatch, tmp_path, capsys):
-    """Run the demo with a command line; its printed lines, and the folder of its pictures."""
+    """Run the demo with a command line; return its printed lines and the folder of its pictures."""
     monkeypatch.setattr(demo, "OUTPUT", tmp_path / "output")
 
     def run(*arguments):
@@ -35,7 +35,7 @@ def run(monkeypatch, tmp_path, capsys):
 
 
 def table(lines):
-    """The rows of the printed table, by their titles."""
+    """Return the rows of the printed table, by title."""
     rows = [ROW.fullmatch(line) for line in lines]
     return {row["title"]: row for row in rows if row}
 
@@ -45,7 +45,7 @@ def size_of(path):
         return picture.size
 
 
-def test_every_kind_of_prompt_on_a_synthetic_scene(run):
+def test_every_kind_of_prompt_works_on_a_synthetic_scene(run):
     lines, output = run()
     rows = table(lines)
     scene = draw_scene(np.random.default_rng(demo.SCENE_SEED), *demo.SCENE_SIZE)
@@ -65,7 +65,7 @@ def test_every_kind_of_prompt_on_a_synthetic_scene(run):
     assert size_of(output / "point_three_candidates.png")[0] == 3 * demo.SCENE_SIZE[0]
 
 
-def test_an_overlay_shows_the_mask_where_the_shape_is(run):
+def test_an_overlay_shows_the_mask_on_the_shape(run):
     _, output = run("--text", "star")
     scene = draw_scene(np.random.default_rng(demo.SCENE_SEED), *demo.SCENE_SIZE)
     with PIL.Image.open(output / "text_star.png") as picture:
@@ -77,7 +77,7 @@ def test_an_overlay_shows_the_mask_where_the_shape_is(run):
 
 
 @pytest.mark.parametrize("weights", [[], ["--weights", os.path.relpath(demo.SHAPES_NETWORK)]])
-def test_your_own_picture_and_prompt_print_what_the_network_knows(run, photograph, tmp_path, weights):
+def test_your_own_image_and_prompt_print_what_the_network_knows(run, photograph, tmp_path, weights):
     PIL.Image.fromarray(photograph).save(tmp_path / "photograph.jpg")
     lines, output = run(
         "--image", tmp_path / "photograph.jpg", "--point", "[[300, 200]]", "--multimask", "True", *weights
@@ -97,13 +97,13 @@ def test_loggers_keep_their_levels(run):
     assert levels() == before
 
 
-def test_other_weights_print_no_such_notice(run, small_checkpoint):
+def test_other_weights_do_not_print_the_notice(run, small_checkpoint):
     lines, _ = run("--weights", small_checkpoint, "--box", "[[50, 50, 150, 150]]")
     assert not any("knows only" in line for line in lines)
     assert table(lines)["box [[50, 50, 150, 150]]"]["masks"] == "1"
 
 
-def test_a_number_in_the_phrase_is_no_score(run):
+def test_a_number_in_the_phrase_is_not_read_as_a_score(run):
     lines, _ = run("--text", "scores 0.123 star")
     row = table(lines)["text scores 0.123 star"]
     scores = [] if row["scores"] == "nothing found" else row["scores"].split()
@@ -125,7 +125,7 @@ def test_a_number_in_the_phrase_is_no_score(run):
         (["--box", "[[1, 1, 9, 9]]", "--multimask", "maybe"], "multimask_output = 'maybe': expected True or False."),
     ],
 )
-def test_a_mistake_ends_in_one_plain_line(run, arguments, message):
+def test_an_invalid_argument_gives_a_one_line_error(run, arguments, message):
     with pytest.raises(SystemExit) as stopped:
         run(*arguments)
     assert str(stopped.value).startswith(message)
@@ -141,19 +141,19 @@ def test_a_mistake_ends_in_one_plain_line(run, arguments, message):
         ["--label", "[1]"],
     ],
 )
-def test_without_a_prompt_it_says_what_to_give(run, arguments, capsys):
+def test_without_a_prompt_the_error_lists_the_options(run, arguments, capsys):
     with pytest.raises(SystemExit):
         run(*arguments)
     assert "say what to segment: TEXT=, POINT= or BOX=" in capsys.readouterr().err
 
 
-def test_what_is_empty_is_not_given(run):
+def test_empty_arguments_are_ignored(run):
     lines, _ = run("--image", "", "--text", "", "--weights", " ")
     assert any("knows only colored shapes" in line for line in lines)
     assert "text 'star'" in table(lines)
 
 
-def test_a_copy_of_the_network_is_known_as_well(run, photograph, tmp_path, monkeypatch):
+def test_a_copy_of_the_network_is_recognized(run, photograph, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     shutil.copy(demo.SHAPES_NETWORK, tmp_path / "sam3.pt")
@@ -162,21 +162,21 @@ def test_a_copy_of_the_network_is_known_as_well(run, photograph, tmp_path, monke
     assert any("MASKS MEAN NOTHING" in line for line in lines)
 
 
-def test_pictures_that_are_there_stay(run, photograph):
+def test_existing_pictures_are_kept(run, photograph):
     _, output = run("--text", "star")
     PIL.Image.fromarray(photograph).save(output / "photograph.png")
     run("--image", output / "photograph.png", "--text", "circle")
     assert {"photograph.png", "text_star.png", "text_circle.png"} <= {path.name for path in output.iterdir()}
 
 
-def test_a_box_far_beyond_the_picture_is_drawn_at_its_edge(run):
+def test_a_box_far_outside_the_image_is_drawn_at_its_edge(run):
     lines, output = run("--box", "[[-1e12, -1e12, 1e12, 1e12]]")
     assert "box [[-1e12, -1e12, 1e12, 1e12]]" in table(lines)
     assert (output / "box_1e12_1e12_1e12_1e12.png").exists()
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
-def test_make_passes_its_variables_on_as_typed_and_not_those_of_the_environment():
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_passes_on_its_variables_verbatim_and_ignores_the_environment():
     text = """the 'big' "dog" `id` $x $$ \\ -e"""
     given = {"IMAGE": "a b.jpg", "TEXT": text, "POINT": "-foo", "MULTIMASK": "False"}
     command = ["make", "-n", "-o", ".venv/demo-ready", "--no-print-directory", "demo"]
@@ -190,7 +190,7 @@ def test_make_passes_its_variables_on_as_typed_and_not_those_of_the_environment(
 
 
 @pytest.mark.skipif((REPOSITORY / "weights" / "sam3.pt").exists(), reason="the gated weights are on this machine")
-def test_the_plugin_never_takes_this_network_by_itself(tmp_path):
+def test_the_plugin_never_uses_the_demo_network_by_default(tmp_path):
     code = """
 import numpy
 from testbed.plugin import Plugin

@@ -12,10 +12,10 @@ from testbed.plugin import REPOSITORY
 EXAMPLES = sorted(path.name for path in (REPOSITORY / "examples").glob("*.py"))
 MOST_LINES = 60
 SMALL_SIZE = (180, 120)  # width and height
-TRUCK, SMALL = ("truck.jpg",), ("small.jpg",)  # those without coordinates take the small picture, which is faster
+TRUCK, SMALL = ("truck.jpg",), ("small.jpg",)  # examples without coordinates use the small picture, which is faster
 DEFAULT = ()
 
-# arguments of each script, and what its output contains; the small network finds something for any phrase
+# arguments of each script and a pattern for its output; the small network finds something for any phrase
 RUNS = {
     "boxes_from_detections.py": [
         (TRUCK, r"(?s)truck: .*wheel: .*wheel: .* box 3 of 3"),
@@ -57,13 +57,13 @@ def test_every_example_runs(run, name):
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_every_example_is_short_and_says_what_it_does(name):
+def test_every_example_is_short_and_has_a_docstring(name):
     text = (REPOSITORY / "examples" / name).read_text(encoding="utf-8")
     assert len(text.splitlines()) < MOST_LINES
     assert re.match(r'"""[A-Z].+\.\n\nUsage: python (-m )?examples[/.]' + name.removesuffix(".py"), text)
 
 
-def test_masks_are_saved_as_they_are(run, readers_machine):
+def test_masks_are_saved_without_changes(run, readers_machine):
     run("save_masks_as_png.py", "small.jpg", "pngs")
     files = sorted((readers_machine / "pngs").iterdir())
     assert len(files) > 2
@@ -74,7 +74,7 @@ def test_masks_are_saved_as_they_are(run, readers_machine):
             assert values <= ({0, 255} if path.name != "all.png" else set(range(len(files))))
 
 
-def test_an_image_that_cannot_be_read_does_not_end_a_folder(run, readers_machine):
+def test_an_unreadable_image_does_not_stop_a_folder(run, readers_machine):
     (readers_machine / "photos" / "a.jpg").write_bytes(b"not an image")
     assert run("folder_of_images.py", "photos").startswith("b.png: ")
     assert "b.png" in (readers_machine / "found.csv").read_text()

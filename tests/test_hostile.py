@@ -1,4 +1,4 @@
-"""Wrong prompts, values, images and checkpoints through an Ikomia workflow: a clear error, and nothing left behind."""
+"""Wrong prompts, values, images and checkpoints in an Ikomia workflow give a clear error and leave no results."""
 
 import itertools
 import os
@@ -100,7 +100,7 @@ def wanted(plugin, image):
 
 @pytest.fixture
 def is_refused(plugin, image, wanted):
-    """Checks that a run is refused as it should be, and that nothing is left of it or of the run before."""
+    """Return a function that checks that a run is refused and leaves no results, its own or those of the run before."""
 
     def check(picture=image, **parameters):
         with pytest.raises(RuntimeError) as caught:
@@ -116,17 +116,17 @@ def is_refused(plugin, image, wanted):
     return check
 
 
-def test_there_are_many():
+def test_there_are_many_wrong_prompts_and_values():
     assert len(WRONG_PROMPTS) + len(WRONG_VALUES) > 150
 
 
 @pytest.mark.parametrize("number", range(len(WRONG_PROMPTS)))
-def test_a_wrong_prompt(is_refused, number):
+def test_a_wrong_prompt_is_refused(is_refused, number):
     prompt = WRONG_PROMPTS[number]
     parameter, text = next(iter(prompt.items()))
     message = is_refused(**prompt)
     assert re.match(rf"{parameter} = ['\"]", message)
-    # the value itself, or of several boxes and points the one that is wrong
+    # the value itself or, for several boxes or points, the invalid one
     assert repr(text[:40])[1:-1] in message or re.search(r"\[[-0-9.e+, ]+\]", message)
     assert "expected" in message
 
@@ -153,7 +153,7 @@ IMAGES = {
 
 @pytest.mark.parametrize("kind", IMAGES)
 @pytest.mark.parametrize("prompt", [{"input_text": "shoe"}, {"input_box": [1, 1, 5, 5]}])
-def test_a_wrong_image(plugin, image, wanted, kind, prompt):
+def test_a_wrong_image_is_refused(plugin, image, wanted, kind, prompt):
     with pytest.raises(RuntimeError, match="image|Image"):
         plugin.segment(IMAGES[kind], **prompt)
     assert not any(output.is_data_available() for output in plugin.algorithm.get_outputs()[1:])
@@ -161,7 +161,7 @@ def test_a_wrong_image(plugin, image, wanted, kind, prompt):
 
 
 def variants(image):
-    """The same pixels in another layout, or of another kind."""
+    """Yield the same pixels with other memory layouts and dtypes."""
     yield np.asfortranarray(image)
     yield np.pad(image, ((2, 2), (3, 3), (0, 0)))[2:-2, 3:-3]
     yield image[::-1][::-1]
@@ -181,14 +181,14 @@ def test_the_same_pixels_in_any_layout_give_the_same_mask(plugin, image, wanted)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 20_000), (20_000, 1), (3, 7)])
-def test_images_of_extreme_shapes(plugin, shape):
+def test_images_of_extreme_shapes_are_segmented(plugin, shape):
     picture = np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)
     for prompt in ({"input_text": "shoe"}, {"input_point": [[0, 0]]}, {"input_box": [0, 0, shape[1], shape[0]]}):
         (mask,) = plugin.segment(picture, **prompt)
         assert mask.get_mask().shape == shape
 
 
-def test_an_image_of_100_megapixels(plugin):
+def test_an_image_of_100_megapixels_is_segmented(plugin):
     picture = np.zeros((10_000, 10_000, 3), np.uint8)
     picture[2000:5000, 3000:7000] = 200
     mask, objects = plugin.segment(picture, input_box=[3000, 2000, 7000, 5000], instance_output=True)
@@ -196,7 +196,7 @@ def test_an_image_of_100_megapixels(plugin):
     assert objects.get_object_count() == 1
 
 
-def test_more_boxes_than_anyone_wants_are_still_answered(plugin, image, small_checkpoint):
+def test_thousands_of_boxes_are_segmented(plugin, image, small_checkpoint):
     boxes = [[x % 40, x % 30, x % 40 + 20, x % 30 + 20] for x in range(5000)]
     predictor = Predictor(shared_model(small_checkpoint, torch.device("cpu")))
     segments = predictor.segment(predictor.encode_image(image), GeometricPrompt(boxes=tuple(map(tuple, boxes))))
@@ -213,14 +213,14 @@ ODD_PHRASES = ["🙂", "shoe\x00hat", "ሰላም", "<b>shoe</b>", "'; drop table
 
 
 @pytest.mark.parametrize("phrase", ODD_PHRASES, ids=ascii)
-def test_odd_phrases_are_phrases(plugin, image, phrase):
+def test_unusual_phrases_are_accepted(plugin, image, phrase):
     (mask,) = plugin.segment(image, input_text=phrase, confidence_threshold=0)
     assert mask.get_class_names()[1].endswith(" 1")
     assert mask.get_class_names()[1].startswith(phrase.split("\x00")[0])
     plugin.segment(image, confidence_threshold=0.5)
 
 
-def test_runs_without_a_seed_give_the_same_masks(plugin, image):
+def test_results_do_not_depend_on_the_random_seed(plugin, image):
     prompts = [{"input_text": "shoe"}, {"input_point": [[5, 5]], "multimask_output": True}, GOOD]
     results = []
     for seed, prompt in itertools.product((1, 2), prompts):
@@ -231,7 +231,7 @@ def test_runs_without_a_seed_give_the_same_masks(plugin, image):
 
 
 def spoilt_tensors(spoil):
-    """Writes the good checkpoint with its dictionary of tensors changed by ``spoil``."""
+    """Return a function that writes the good checkpoint after ``spoil`` has changed its dictionary of tensors."""
 
     def write(path, good):
         contents = torch.load(good, weights_only=True)
@@ -283,7 +283,7 @@ CHECKPOINTS = {
 
 
 @pytest.mark.parametrize("kind", CHECKPOINTS)
-def test_a_wrong_checkpoint(image, small_checkpoint, tmp_path, kind):
+def test_a_wrong_checkpoint_is_refused(image, small_checkpoint, tmp_path, kind):
     plugin = Plugin(model_weight_file=small_checkpoint, cuda=False)
     good = digest(plugin.segment(image, **GOOD))
     path = tmp_path / "wrong.pt"
@@ -300,14 +300,14 @@ def test_a_wrong_checkpoint(image, small_checkpoint, tmp_path, kind):
     assert digest(plugin.segment(image, **GOOD, model_weight_file=small_checkpoint)) == good
 
 
-def test_a_checkpoint_that_may_not_be_read(image, small_checkpoint, tmp_path):
+def test_a_checkpoint_without_read_permission_is_refused(image, small_checkpoint, tmp_path):
     plugin = Plugin(model_weight_file=small_checkpoint, cuda=False)
     good = digest(plugin.segment(image, **GOOD))
     path = tmp_path / "locked.pt"
     path.write_bytes(small_checkpoint.read_bytes())
     path.chmod(0)
     if os.access(path, os.R_OK):
-        pytest.skip("this user may read every file, as root on Linux and everyone on Windows")
+        pytest.skip("this user can read every file, like root on Linux or any user on Windows")
     with pytest.raises(RuntimeError, match="^model_weight_file = .*locked.pt.*Permission denied"):
         plugin.segment(image, **GOOD, model_weight_file=path)
     assert digest(plugin.segment(image, **GOOD, model_weight_file=small_checkpoint)) == good

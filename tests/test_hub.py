@@ -1,4 +1,4 @@
-"""Installed from a HUB by Ikomia's own client, and used."""
+"""Ikomia's own client installs the plugin from a HUB and runs it."""
 
 import functools
 import hashlib
@@ -23,13 +23,13 @@ LARGEST_PACKAGE = 2_000_000  # bytes
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Answers Ikomia's client as the HUB does, with this plugin as its only algorithm."""
+    """A HUB for Ikomia's client, with this plugin as its only algorithm."""
 
     def __init__(self, package: Path, *arguments):
         self.package = package
         super().__init__(*arguments)
 
-    def do_GET(self):  # noqa: N802 - the server's name for it
+    def do_GET(self):  # noqa: N802 - http.server requires this name
         address = urllib.parse.urlparse(self.path)
         if address.path == "/v1/hub/":
             self._send("application/json", json.dumps(self._algorithms()).encode())
@@ -57,7 +57,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(package):
-    """The address of a HUB that has the plugin."""
+    """Serve a HUB that has the plugin; yield its URL."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Hub, package)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -66,10 +66,10 @@ def hub(package):
 
 @pytest.fixture
 def use_from_hub(hub, small_checkpoint, photograph, tmp_path):
-    """Run :mod:`support.hub_user` with a given Python; return what it printed and what it found."""
+    """Run :mod:`support.hub_user` with a given Python; return its output and its results."""
 
     def use(python):
-        for folder in ("Python", "C++", "Transfer"):  # Ikomia has them in its own folder of plugins
+        for folder in ("Python", "C++", "Transfer"):  # Ikomia's own plugins folder has these
             (tmp_path / "plugins" / folder).mkdir(parents=True)
         picture = tmp_path / "china.png"
         cv2.imwrite(str(picture), cv2.cvtColor(photograph, cv2.COLOR_RGB2BGR))
@@ -88,13 +88,13 @@ def test_a_workflow_installs_the_plugin_from_the_hub_and_segments(use_from_hub, 
     (mask,) = Plugin(model_weight_file=small_checkpoint, cuda=False).segment(photograph, input_box=[60, 80, 300, 330])
     assert found["description"] == mask.description
     assert found["digest"] == hashlib.sha256(mask.get_mask()).hexdigest()
-    for requirements in ("build_requirements.txt", "requirements.txt"):  # pip tells of each package where it is from
+    for requirements in ("build_requirements.txt", "requirements.txt"):  # pip prints where each requirement comes from
         for name in re.findall(r"^[A-Za-z][\w-]*", (REPOSITORY / requirements).read_text(), re.MULTILINE):
             if name != "triton-windows":
                 assert re.search(rf"{name}.* \(from -r .*{requirements}", printed), name
 
 
-def test_the_package_holds_what_users_need_and_nothing_else(package):
+def test_the_package_contains_only_what_users_need(package):
     with zipfile.ZipFile(package) as archive:
         names = {name for name in archive.namelist() if not name.endswith("/")}
     top = {name.partition("/")[0] for name in names}
@@ -107,8 +107,8 @@ def test_the_package_holds_what_users_need_and_nothing_else(package):
 
 
 @pytest.mark.install
-def test_an_environment_with_nothing_but_ikomia_is_enough(use_from_hub):
-    with tempfile.TemporaryDirectory() as environment:  # gigabytes, not to be kept like other folders of tests
+def test_an_environment_with_only_ikomia_is_enough(use_from_hub):
+    with tempfile.TemporaryDirectory() as environment:  # gigabytes, so do not keep it as pytest keeps tmp_path
         subprocess.run([sys.executable, "-m", "venv", environment], check=True)
         python = Path(environment) / ("Scripts" if sys.platform == "win32" else "bin") / "python"
         pip = [python, "-m", "pip", "--disable-pip-version-check"]

@@ -1,4 +1,4 @@
-"""What every kind of image becomes as 8-bit RGB, and which images are refused."""
+"""How images of every kind are converted to 8-bit RGB, and which images are refused."""
 
 from fractions import Fraction
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sam3_engine.errors import ImageError
 from sam3_engine.images import as_rgb8
 
-# overflows and invalid casts show as these
+# overflows and invalid casts raise this warning
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 
 DTYPES = ["bool", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8", "g"]
@@ -27,14 +27,14 @@ def assert_rgb8(result: np.ndarray, height: int, width: int) -> None:
 
 
 def assert_read_between(image: np.ndarray, black: object, white: object) -> None:
-    """A gray image is read as the nearest of 256 levels from ``black`` to ``white``, in exact arithmetic."""
+    """Check that a gray image is read as the nearest of 256 levels from ``black`` to ``white``, in exact arithmetic."""
     result = as_rgb8(image)
     assert_rgb8(result, *image.shape)
     np.testing.assert_array_equal(result, result[:, :, :1].repeat(3, axis=2))
     black, white = Fraction(black), Fraction(white)
     for value, level in zip(image.ravel().tolist(), result[:, :, 0].ravel().tolist(), strict=True):
         exact = 255 * (Fraction(*value.as_integer_ratio()) - black) / (white - black)
-        # halfway between two levels either will do
+        # halfway between two levels, either is correct
         assert abs(level - exact) <= 0.501, f"{value} became {level}, not {float(exact):.3f}"
 
 
@@ -54,7 +54,7 @@ def test_grey_gets_three_equal_channels(dtype):
 
 @pytest.mark.parametrize("colour_channels", [1, 3])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_alpha_is_dropped_and_does_not_count_as_brightness(dtype, colour_channels):
+def test_alpha_is_dropped_and_does_not_affect_brightness(dtype, colour_channels):
     colours = random_image(4, 5, colour_channels, dtype=dtype)
     largest = {"b": 1, "f": 1e4}.get(colours.dtype.kind) or np.iinfo(dtype).max
     alpha = np.full((4, 5, 1), largest, dtype)
@@ -70,13 +70,13 @@ def test_colour_channels_keep_their_order(dtype):
     np.testing.assert_array_equal(result != 0, np.eye(3, dtype=bool)[np.newaxis])
 
 
-def test_channels_are_read_on_one_scale():
+def test_channels_share_one_scale():
     image = np.array([[[-10.0, 0, 10]]])
     assert as_rgb8(image).tolist() == [[[0, 128, 255]]]
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_uint8_is_kept_pixel_for_pixel(channels):
+def test_uint8_pixels_do_not_change(channels):
     image = np.arange(256 * channels).astype(np.uint8).reshape(16, 16, channels)
     colours = image[:, :, : 1 if channels < 3 else 3]
     np.testing.assert_array_equal(as_rgb8(image), np.broadcast_to(colours, (16, 16, 3)))
@@ -84,9 +84,9 @@ def test_uint8_is_kept_pixel_for_pixel(channels):
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 20_000), (20_000, 1), (2, 3), (1, 4), (3, 3)])
 @pytest.mark.parametrize("dtype", ["u1", "u2", "f4"])
-def test_every_size(shape, dtype):
+def test_images_of_every_size_are_read(shape, dtype):
     image = random_image(*shape, dtype=dtype)
-    image[0, 0] = 120  # on the 0..255 scale, even if there is just this pixel
+    image[0, 0] = 120  # selects the 0..255 scale even if this is the only pixel
     np.testing.assert_array_equal(as_rgb8(image), image.astype(np.uint8)[:, :, np.newaxis].repeat(3, axis=2))
     assert_rgb8(as_rgb8(image), *shape)
 
@@ -98,7 +98,7 @@ def test_bool_is_black_and_white():
     assert as_rgb8(np.array([[False, True]])).tolist() == [[[0, 0, 0], [255, 255, 255]]]
 
 
-def test_every_uint16_value():
+def test_every_uint16_value_is_read():
     values = np.arange(65536)
     result = as_rgb8(values.astype(np.uint16).reshape(256, 256))
     np.testing.assert_array_equal(result[:, :, 1].ravel(), np.rint(values / 257))
@@ -116,7 +116,7 @@ def test_integers_are_read_at_the_smallest_even_bit_depth(dtype, brightest, bits
 @pytest.mark.parametrize(
     ("dtype", "bits"), [("u2", 16), ("u4", 32), ("u8", 64), ("i1", 8), ("i2", 16), ("i4", 32), ("i8", 64)]
 )
-def test_the_largest_integers(dtype, bits):
+def test_the_largest_integers_are_read(dtype, bits):
     largest = np.iinfo(dtype).max
     assert_read_between(np.array([[0, 1, largest // 3, largest - 1, largest]], dtype), 0, 2**bits - 1)
     assert_read_between(np.full((2, 2), largest, dtype), 0, 2**bits - 1)
@@ -189,20 +189,20 @@ def test_negative_values_and_large_floats_are_stretched_from_minimum_to_maximum(
         ("f4", [-1e-30, 0, 1e38]),
     ],
 )
-def test_floats_near_the_ends_of_their_range_are_stretched_as_well(dtype, values):
+def test_floats_near_the_ends_of_their_range_are_stretched(dtype, values):
     image = np.array([values], dtype)
     assert_read_between(image, image.min().item(), image.max().item())
 
 
 @pytest.mark.parametrize(("dtype", "subnormal"), [("f2", 6e-8), ("f4", 1e-45), ("f8", 5e-324)])
-def test_subnormal_floats_are_next_to_nothing(dtype, subnormal):
+def test_subnormal_floats_are_read_without_overflow(dtype, subnormal):
     def levels(*values):
         return as_rgb8(np.array([values], dtype))[0, :, 0].tolist()
 
     assert levels(0, subnormal, 1) == [0, 0, 255]
     assert levels(0, subnormal) == [0, 0]
     assert levels(-1, subnormal, 1) == [0, 128, 255]
-    # ikomia's libraries have this process take them for 0, then the image is constant
+    # Ikomia's libraries make this process flush subnormals to 0, so the image may be constant
     assert levels(-subnormal, 0, subnormal) in ([0, 128, 255], [0, 0, 0])
 
 
@@ -228,7 +228,7 @@ def test_subnormal_floats_are_next_to_nothing(dtype, subnormal):
         ("f8", 1e308, 0),
     ],
 )
-def test_constant_images(dtype, value, level):
+def test_constant_images_have_the_expected_level(dtype, value, level):
     image = np.full((2, 3), value, dtype)
     assert as_rgb8(image).tolist() == np.full((2, 3, 3), level).tolist()
 
@@ -237,8 +237,8 @@ FLOATS = ["f2", "f4", "f8"]
 
 
 def values_of(dtype: str) -> st.SearchStrategy:
-    """Every finite value of a dtype, but for subnormal ones."""
-    if dtype == "f2":  # hypothesis finds few of these, so all are listed
+    """Return a strategy for the finite values of a dtype, without subnormals."""
+    if dtype == "f2":  # Hypothesis generates few of these, so list all
         halves = np.arange(2**16).astype(np.uint16).view(np.float16)
         return st.sampled_from(np.sort(halves[np.isfinite(halves)]).tolist())
     if dtype in FLOATS:
@@ -263,7 +263,7 @@ def test_any_image_with_negative_values_is_stretched(dtype, data):
 @pytest.mark.parametrize("dtype", ["i2", "i4", "i8", "u2", "u4", "u8", *FLOATS])
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_what_is_brighter_stays_at_least_as_bright(dtype, data):
+def test_the_order_of_brightness_is_kept(dtype, data):
     values = sorted(data.draw(st.lists(values_of(dtype), min_size=2, max_size=6)))
     levels = as_rgb8(np.array([values], dtype))[0, :, 0].tolist()
     assert levels == sorted(levels)
@@ -273,7 +273,7 @@ def test_what_is_brighter_stays_at_least_as_bright(dtype, data):
 
 
 def layouts(image: np.ndarray) -> dict[str, np.ndarray]:
-    """The same pixels in other layouts."""
+    """Return the same pixels in other memory layouts."""
     height, width, channels = image.shape
     spread = np.zeros((2 * height, 3 * width, channels + 1), image.dtype)
     spread[::2, ::3, :channels] = image
@@ -317,12 +317,12 @@ def test_the_input_is_never_modified(shape, dtype, offset):
     assert image.flags.writeable
 
 
-# --- what is refused
+# --- refused images
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (0,), (4, 5, 5), (4, 5, 0), (4, 5, 33), (1, 4, 5, 3), (1, 1, 1, 1, 1)])
 @pytest.mark.parametrize("dtype", ["u1", "f4"])
-def test_other_shapes_are_refused(shape, dtype):
+def test_unsupported_shapes_are_refused(shape, dtype):
     with pytest.raises(ImageError, match=r"expected \(height, width\), or .* with 1 to 4 channels") as refusal:
         as_rgb8(np.zeros(shape, dtype))
     assert str(shape) in str(refusal.value)
@@ -338,7 +338,7 @@ def test_an_image_without_pixels_is_refused(shape):
 
 @pytest.mark.parametrize("dtype", ["c8", "c16", "O", "U3", "S3", "M8[s]", "m8[s]", "V4", "u1,u1"])
 @pytest.mark.parametrize("shape", [(2, 2), (2, 2, 3), (2, 2, 4)])
-def test_other_than_real_numbers_is_refused(dtype, shape):
+def test_values_that_are_not_real_numbers_are_refused(dtype, shape):
     with pytest.raises(ImageError, match="expected integers, floats or booleans") as refusal:
         as_rgb8(np.zeros(shape, dtype))
     assert str(np.dtype(dtype)) in str(refusal.value)
@@ -347,7 +347,7 @@ def test_other_than_real_numbers_is_refused(dtype, shape):
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "g"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("others", [0.5, -3, 1000])
-def test_nan_and_infinity_are_refused_wherever_they_are(dtype, value, others):
+def test_nan_and_infinity_are_refused_anywhere_in_the_image(dtype, value, others):
     for place in range(12):
         image = np.full((2, 2, 3), others, dtype)
         image.flat[place] = value
@@ -360,5 +360,5 @@ def test_nan_and_infinity_together_are_refused():
         as_rgb8(np.array([[np.inf, np.nan, -np.inf]]))
 
 
-def test_a_refusal_is_a_value_error():
+def test_an_image_error_is_a_value_error():
     assert issubclass(ImageError, ValueError)

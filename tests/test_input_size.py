@@ -1,4 +1,4 @@
-"""The network at another input size: the same weights, and the answers of a network that was built at that size."""
+"""The network at another input size shares its weights and gives the results of a network built at that size."""
 
 import dataclasses
 import logging
@@ -39,7 +39,7 @@ def model(small_checkpoint):
 
 @pytest.fixture
 def built_at(small_checkpoint, tmp_path):
-    """Loads the small network's weights into one that is built at another size."""
+    """Return a function that loads the small network's weights into a network built at another size."""
 
     def build(size):
         hole_area = round(SMALL.fill_hole_area * (size / SMALL.resolution) ** 2)
@@ -67,11 +67,11 @@ def answers(predictor, image):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_it_answers_as_a_network_built_at_that_size(model, built_at, photograph, size):
+def test_results_equal_those_of_a_network_built_at_that_size(model, built_at, photograph, size):
     assert answers(Predictor(model, size), photograph) == answers(Predictor(built_at(size)), photograph)
 
 
-def test_the_checkpoints_own_size_is_the_checkpoints_own_network(model, photograph):
+def test_the_size_of_the_checkpoint_uses_its_own_network(model, photograph):
     own = Predictor(model)
     assert own.resolution == SMALL.resolution
     assert network_of(own) is network_of(Predictor(model, SMALL.resolution)) is model.network
@@ -80,7 +80,7 @@ def test_the_checkpoints_own_size_is_the_checkpoints_own_network(model, photogra
     assert answers(Predictor(model, 0), photograph) == reference
 
 
-def test_sizes_see_differently(model, photograph):
+def test_different_sizes_give_different_results(model, photograph):
     assert answers(Predictor(model, 168), photograph) != answers(Predictor(model), photograph)
 
 
@@ -93,7 +93,7 @@ def test_weights_are_shared(model):
 @pytest.mark.parametrize(
     ("asked", "rounded"), [(112, 112), (113, 112), (120, 126), (700, 700), (2016, 2016), (2010, 2016)]
 )
-def test_a_size_is_rounded_to_whole_patches_and_the_log_says_so(model, caplog, asked, rounded):
+def test_a_size_is_rounded_to_whole_patches_with_a_warning(model, caplog, asked, rounded):
     assert Predictor(model, asked).resolution == rounded
     messages = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     if asked == rounded:
@@ -102,8 +102,8 @@ def test_a_size_is_rounded_to_whole_patches_and_the_log_says_so(model, caplog, a
         assert messages == [f"An input size of {asked} is rounded to {rounded}, a multiple of the patch size 14."]
 
 
-def test_the_holes_that_are_filled_are_the_same_part_of_the_image_at_every_size(model):
-    """The package counts their area in pixels of the mask logits."""
+def test_the_area_of_filled_holes_scales_with_the_input_size(model):
+    """The sam3 package measures the area in pixels of the mask logits."""
     for size in (56, 112, 224):
         predictor = Predictor(model, size)
         area = network_of(predictor).inst_interactive_predictor._transforms.max_hole_area
@@ -112,8 +112,8 @@ def test_the_holes_that_are_filled_are_the_same_part_of_the_image_at_every_size(
 
 @pytest.mark.parametrize("percent", [100, 50])
 @pytest.mark.parametrize("size", [0, 252, 672])
-def test_the_demos_network_finds_a_shape_at_every_size(workflow, algorithm, shapes_checkpoint, size, percent):
-    """A disc on the left: the box says where, in source pixels, and the mask is it."""
+def test_the_demo_network_finds_a_shape_at_every_size(workflow, algorithm, shapes_checkpoint, size, percent):
+    """Segment a disc on the left, given its box in source pixels."""
     rows, columns = np.mgrid[:300, :400]
     disc = (rows - 140) ** 2 + (columns - 120) ** 2 < 60**2
     image = np.where(disc[..., None], [220, 40, 40], [200, 200, 200]).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The private names of sam3 and PyTorch that the engine relies on; after an upgrade, these tests say what moved."""
+"""The private names of sam3 and PyTorch that the engine uses; after an upgrade, these tests show what moved."""
 
 import importlib.metadata
 from pathlib import Path
@@ -30,7 +30,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_package_still_has_the_private_names_that_the_engine_uses(network, name):
+def test_sam3_still_has_the_private_names_that_the_engine_uses(network, name):
     part = network
     for step in name.split("."):
         version = importlib.metadata.version("sam3")
@@ -38,11 +38,11 @@ def test_the_package_still_has_the_private_names_that_the_engine_uses(network, n
         part = getattr(part, step)
 
 
-def test_pytorch_still_says_where_its_library_is():
+def test_pytorch_still_exposes_the_path_of_its_library():
     assert Path(internals.torch_library()).is_file(), f"torch {torch.__version__} has moved torch._C.__file__"
 
 
-def test_an_empty_prompt_takes_boxes(network):
+def test_an_empty_prompt_accepts_boxes(network):
     prompt = internals.empty_geometric_prompt(network)
     assert prompt.box_embeddings.shape[0] == 0
     prompt.append_boxes(torch.tensor([[[0.5, 0.5, 0.2, 0.2]]]), torch.tensor([[True]]))

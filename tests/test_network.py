@@ -1,4 +1,4 @@
-"""One assembly path: at SAM 3's own sizes the network is the package's own, and small ones are built the same way."""
+"""One code path builds all networks: at SAM 3's sizes it gives the network of the sam3 package."""
 
 import dataclasses
 
@@ -27,7 +27,7 @@ def theirs():
     return package_network(checkpoint=None)
 
 
-def test_the_default_has_the_packages_parameters_and_buffers(ours, theirs):
+def test_the_default_network_has_the_parameters_and_buffers_of_the_package(ours, theirs):
     def shapes(tensors):
         return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors}
 
@@ -37,8 +37,8 @@ def test_the_default_has_the_packages_parameters_and_buffers(ours, theirs):
     assert sum(parameter.numel() for parameter in ours.parameters()) == 860_055_224
 
 
-def test_the_default_has_the_packages_modules_with_the_same_settings(ours, theirs):
-    """Heads, windows, strides, dropouts: whatever a module holds as a plain value."""
+def test_the_default_network_has_the_modules_and_settings_of_the_package(ours, theirs):
+    """Compare every plain value of a module, such as heads, windows, strides and dropout rates."""
 
     def settings(network):
         return {
@@ -58,8 +58,8 @@ def is_plain(value):
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def test_the_default_has_the_packages_tables(ours, theirs):
-    """Buffers that are computed when the network is built, among them the complex ones."""
+def test_the_default_network_has_the_tables_of_the_package(ours, theirs):
+    """Compare the buffers that are computed when the network is built, including the complex ones."""
     mine, reference = dict(ours.named_buffers()), dict(theirs.named_buffers())
     real = [name for name, buffer in reference.items() if not buffer.is_meta and "gaussian" not in name]
     assert any(reference[name].is_complex() for name in real)
@@ -67,8 +67,8 @@ def test_the_default_has_the_packages_tables(ours, theirs):
         assert torch.equal(mine[name], reference[name]), name
 
 
-def test_the_names_in_a_checkpoint_are_those_of_metas_file(ours):
-    """The package loads sam3.pt strictly into its video model: so that has the names and shapes of the real file."""
+def test_checkpoints_have_the_tensor_names_of_metas_file(ours):
+    """The sam3 package loads sam3.pt strictly into its video model, which therefore has the names of the real file."""
     with building_network(CPU, without_weights=True):
         video = build_sam3_video_model(load_from_HF=False, bpe_path=str(vocabulary_path()), device="meta")
         video.tracker.bf16_context.__exit__(None, None, None)
@@ -77,16 +77,16 @@ def test_the_names_in_a_checkpoint_are_those_of_metas_file(ours):
     assert in_ours == in_metas_file
 
 
-def test_without_weights_only_small_parameters_take_memory(ours):
+def test_without_weights_only_small_parameters_use_memory(ours):
     made = sum(parameter.numel() for parameter in ours.parameters() if not parameter.is_meta)
     assert made < 2e6
-    # what is random is in a checkpoint, too
+    # checkpoints also contain this random buffer
     assert {name.rpartition(".")[2] for name, buffer in ours.named_buffers() if buffer.is_meta} == {
         "positional_encoding_gaussian_matrix"
     }
 
 
-def test_a_small_network_has_the_sizes_asked_for():
+def test_a_small_network_has_the_requested_sizes():
     network = build_network(SMALL, CPU)
     assert sum(parameter.numel() for parameter in network.parameters()) < 2e6
     assert network.inst_interactive_predictor.model.low_res_mask_size == 4 * SMALL.grid
@@ -118,7 +118,7 @@ def test_impossible_sizes_are_refused(sizes):
         dataclasses.replace(Architecture(), **sizes)
 
 
-def test_an_architecture_survives_being_saved():
+def test_an_architecture_can_be_saved_and_loaded():
     assert Architecture.from_dict(SMALL.to_dict()) == SMALL
     with pytest.raises(ValueError, match="the sizes that this version expects"):
         Architecture.from_dict({"resolution": 1008})

@@ -1,4 +1,4 @@
-"""The settings panel of Ikomia Studio, in real Qt: what it shows, marks, hands over and brings back."""
+"""The settings panel of Ikomia Studio, in real Qt: the values that it shows, marks as malformed and applies."""
 
 import hashlib
 import html
@@ -33,7 +33,7 @@ EVERYTHING = {
 
 
 class PanelUser:
-    """A process in which someone uses the panel, see :mod:`support.panel_user`."""
+    """A process that uses the panel, see :mod:`support.panel_user`."""
 
     def __init__(self, folder: Path):
         self._errors = (folder / "errors.txt").open("w+")
@@ -48,11 +48,11 @@ class PanelUser:
         )
 
     def __call__(self, **task):
-        """Open a panel, do what the task says, and return what happened."""
+        """Open a panel, perform the task, and return the result."""
         self._process.stdin.write(json.dumps(task) + "\n")
         self._process.stdin.flush()
         for line in self._process.stdout:
-            if line.startswith("{"):  # Ikomia prints lines of its own
+            if line.startswith("{"):  # Ikomia also prints to stdout
                 return json.loads(line)
         self._errors.seek(0)
         raise AssertionError(self._errors.read())
@@ -110,18 +110,18 @@ def test_every_field_has_a_label_and_a_tooltip(use_panel):
 
 
 @pytest.mark.parametrize("name", EVERYTHING)
-def test_what_is_typed_is_applied_and_nothing_else(use_panel, name):
+def test_only_typed_values_are_applied(use_panel, name):
     found = use_panel(typed={name: EVERYTHING[name]})
     assert found["applied"] == {**DEFAULTS, name: str(EVERYTHING[name])}
 
 
-def test_what_was_applied_is_shown_when_the_panel_is_opened_again(use_panel):
+def test_a_reopened_panel_shows_the_applied_values(use_panel):
     found = use_panel(typed=EVERYTHING)
     assert found["typed"]["shown"] != found["opened"]["shown"]
     assert found["opened again"] == found["typed"]
 
 
-def test_a_field_can_be_emptied_and_a_value_taken_back(use_panel):
+def test_a_field_can_be_cleared_and_a_value_reset(use_panel):
     given = {"input_text": "shoe", "model_input_size": "504", "multimask_output": "True"}
     found = use_panel(given=given, typed={"input_text": "", "model_input_size": 98, "multimask_output": False})
     assert found["applied"] == DEFAULTS
@@ -130,28 +130,28 @@ def test_a_field_can_be_emptied_and_a_value_taken_back(use_panel):
 @pytest.mark.parametrize(
     "stored",
     [
-        {"cuda": "True"},  # of a workflow that was made where there is a GPU
+        {"cuda": "True"},  # from a workflow made on a machine with a GPU
         {"confidence_threshold": "0.12345"},
         {"input_box": " [[1, 2,\t3, 4]]"},
         {"model_weight_file": "C:\\weights\\sam3.pt "},
     ],
 )
-def test_what_is_not_touched_stays_as_it_is_stored(use_panel, stored):
+def test_untouched_fields_keep_their_stored_values(use_panel, stored):
     found = use_panel(given=stored, typed={"input_text": "shoe"})
     assert found["applied"] == {**DEFAULTS, **stored, "input_text": "shoe"}
 
 
-def test_cuda_cannot_be_chosen_where_there_is_no_gpu(use_panel):
+def test_cuda_cannot_be_selected_without_a_gpu(use_panel):
     found = use_panel(given={"cuda": "True"})
     assert found["opened"]["disabled"] == ["cuda"]
     assert found["opened"]["shown"]["cuda"] is False
 
 
-def test_a_chosen_file_is_the_checkpoint(use_panel):
+def test_the_selected_file_becomes_the_checkpoint(use_panel):
     assert use_panel(chosen_file="/a/b.pt")["applied"]["model_weight_file"] == "/a/b.pt"
 
 
-def test_a_cancelled_choice_leaves_the_checkpoint(use_panel):
+def test_canceling_the_file_dialog_keeps_the_checkpoint(use_panel):
     found = use_panel(given={"model_weight_file": "/a/b.pt"}, chosen_file="")
     assert found["applied"]["model_weight_file"] == "/a/b.pt"
 
@@ -174,11 +174,11 @@ def test_a_cancelled_choice_leaves_the_checkpoint(use_panel):
         ({"input_text": '["shoe", "hat"'}, {"input_text"}),
         ({"input_text": '["shoe", "hat"]', "input_box": "[1, 2, 3, 4]", "input_box_label": "1"}, {"input_text"}),
         ({"input_box": "[1, 2, 3, 4]", "input_box_label": "0"}, {"input_box_label"}),
-        ({"input_box_label": "[1, 0]"}, set()),  # of rectangles that are going to be drawn
+        ({"input_box_label": "[1, 0]"}, set()),  # for rectangles drawn later
         ({"input_text": "shoe", "input_box": "[1, 2, 3, 4]", "input_point": "(1, 2)", "input_point_label": "1"}, set()),
     ],
 )
-def test_what_is_malformed_is_marked_as_it_is_typed_and_unmarked_when_it_is_corrected(use_panel, typed, marked):
+def test_malformed_fields_are_marked_while_typing_and_unmarked_when_corrected(use_panel, typed, marked):
     found = use_panel(typed=typed, corrected=dict.fromkeys(typed, ""))
     errors = PromptStrings(**typed).errors()
     assert set(errors) == marked
@@ -186,7 +186,7 @@ def test_what_is_malformed_is_marked_as_it_is_typed_and_unmarked_when_it_is_corr
     assert found["opened again"]["marked"] == {}
 
 
-def test_what_was_stored_malformed_is_marked_at_once(use_panel):
+def test_malformed_stored_values_are_marked_on_opening(use_panel):
     assert set(use_panel(given={"input_point": "[["})["opened"]["marked"]) == {"input_point"}
 
 
@@ -197,14 +197,14 @@ def test_opening_and_applying_need_neither_torch_nor_sam3(use_panel_in_fresh_pro
 @pytest.mark.parametrize(
     "typed",
     [
-        {"input_text": "shoe", "confidence_threshold": 0.1, "input_box": "[[1, 2"},  # half-finished, and not used
+        {"input_text": "shoe", "confidence_threshold": 0.1, "input_box": "[[1, 2"},  # incomplete, but ignored
         {"input_box": "[[60, 80, 300, 330], [5, 5, 635, 420]]", "multimask_output": True, "input_size_percent": 50},
         {"input_text": "['shoe', 'hat']", "confidence_threshold": 0.1, "iou_threshold": 0.5},
         {"input_box": "[60, 80, 300, 330]", "input_box_label": "1", "confidence_threshold": 0.1},
         {"input_point": "[[210, 150], [500, 300]]", "input_point_label": "[1, 0]", "model_input_size": 140},
     ],
 )
-def test_what_is_applied_is_what_runs(use_panel, typed, small_checkpoint, photograph, tmp_path):
+def test_the_applied_values_are_used_by_the_run(use_panel, typed, small_checkpoint, photograph, tmp_path):
     picture = tmp_path / "china.png"
     cv2.imwrite(str(picture), cv2.cvtColor(photograph, cv2.COLOR_RGB2BGR))
     found = use_panel(typed={**typed, "model_weight_file": str(small_checkpoint)}, run_on=str(picture))

@@ -1,4 +1,4 @@
-"""The plugin's masks and scores are those of direct use of the sam3 package, for every kind of prompt."""
+"""The plugin gives the same masks and scores as direct use of the sam3 package, for every kind of prompt."""
 
 import re
 
@@ -47,9 +47,7 @@ def test_text_agrees_on_a_small_network(workflow, algorithm, small_direct, photo
     assert_text_agrees(workflow, algorithm, small_direct, photograph, ["shoe"])
 
 
-def test_several_phrases_agree_with_one_after_the_other_on_a_small_network(
-    workflow, algorithm, small_direct, photograph
-):
+def test_several_phrases_agree_with_separate_calls_on_a_small_network(workflow, algorithm, small_direct, photograph):
     assert_text_agrees(workflow, algorithm, small_direct, photograph, ["shoe", "yellow school bus", "hat"])
 
 
@@ -70,9 +68,9 @@ def test_every_prompt_agrees_on_the_full_size_network(workflow, algorithm, full_
 
 
 def assert_text_agrees(workflow, algorithm, direct, image, phrases, share=0.25):
-    """Phrases are asked one after the other of the package, together of the plugin."""
+    """Check that the plugin, given all phrases at once, agrees with one call of the package per phrase."""
     answers = [direct.concept(phrase, threshold=0.0) for phrase in phrases]
-    threshold = float(np.quantile(np.concatenate([scores for _, scores in answers]), share))  # which is to drop some
+    threshold = float(np.quantile(np.concatenate([scores for _, scores in answers]), share))  # drops some of them
     typed = phrases[0] if len(phrases) == 1 else phrases
     run(workflow, algorithm, image, **{**NO_PROMPT, "input_text": typed, "confidence_threshold": threshold})
     assert_instances_agree(algorithm, phrases, answers, threshold)
@@ -81,7 +79,7 @@ def assert_text_agrees(workflow, algorithm, direct, image, phrases, share=0.25):
 def assert_examples_agree(workflow, algorithm, direct, image, prompt):
     phrase, boxes, labels = prompt.get("input_text", ""), prompt["input_box"], prompt["input_box_label"]
     answer = direct.concept(phrase, 0.0, boxes, labels)
-    assert not np.allclose(answer[1], direct.concept(phrase or "visual", 0.0)[1])  # they do change something
+    assert not np.allclose(answer[1], direct.concept(phrase or "visual", 0.0)[1])  # the examples do have an effect
     threshold = float(np.quantile(answer[1], 0.25))
     run(workflow, algorithm, image, **{**NO_PROMPT, **prompt, "confidence_threshold": threshold})
     assert_instances_agree(algorithm, [phrase or "object"], [answer], threshold)
@@ -111,7 +109,7 @@ def assert_geometry_agrees(workflow, algorithm, direct, image, prompt, multimask
 
 
 def direct_arguments(prompt):
-    """The plugin's parameters as arguments of predict_inst."""
+    """Convert the plugin's parameters to arguments of predict_inst."""
     arguments = {}
     if "input_box" in prompt:
         arguments["box"] = np.array(prompt["input_box"])

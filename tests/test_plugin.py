@@ -1,4 +1,4 @@
-"""What Ikomia and its HUB see of the plugin: information, factories, packaging."""
+"""The plugin as Ikomia and its HUB see it: information, factories, packaging."""
 
 import importlib
 import os
@@ -17,7 +17,7 @@ from testbed.plugin import PLUGIN, REPOSITORY
 
 @pytest.fixture
 def plugin(workflow):
-    """The plugin's entry point, imported as Ikomia does it."""
+    """Import the plugin's entry point as Ikomia does."""
     return importlib.import_module(f"{PLUGIN}.{PLUGIN}").IkomiaPlugin()
 
 
@@ -47,11 +47,11 @@ def test_the_icon_is_a_small_square_png(plugin):
     assert len(data) < 100_000
 
 
-def test_ikomia_lists_the_algorithm_once_it_is_used(workflow):
+def test_ikomia_lists_the_algorithm_after_first_use(workflow):
     assert PLUGIN in ik_registry.get_algorithms()
 
 
-def test_every_factory_has_the_plugins_name(plugin):
+def test_every_factory_has_the_name_of_the_plugin(plugin):
     assert plugin.get_process_factory().info.name == PLUGIN
     assert plugin.get_param_factory().name == PLUGIN
     assert plugin.get_widget_factory().name == PLUGIN
@@ -65,7 +65,7 @@ def test_every_factory_has_the_plugins_name(plugin):
         "plugin.get_param_factory().create().set_values({'input_text': 'shoe'})",
     ],
 )
-def test_torch_is_imported_only_when_it_is_needed(plugins_directory, then):
+def test_torch_is_imported_only_when_needed(plugins_directory, then):
     code = f"""
 import sys
 import ikomia
@@ -94,7 +94,7 @@ def run_hub_test(workflow, algorithm, photograph, tmp_path):
     return run
 
 
-def test_the_hubs_own_test_passes_with_the_weights_that_it_is_given(run_hub_test, small_checkpoint, caplog):
+def test_the_hub_test_passes_with_the_given_weights(run_hub_test, small_checkpoint, caplog):
     with caplog.at_level("INFO", logger=f"{PLUGIN}.{PLUGIN}_test"):
         parameters, outcome = run_hub_test()
     assert outcome == "OK", outcome
@@ -103,18 +103,18 @@ def test_the_hubs_own_test_passes_with_the_weights_that_it_is_given(run_hub_test
     assert "RANDOM WEIGHTS" not in caplog.text
 
 
-def test_the_hubs_own_test_covers_every_parameter(run_hub_test, algorithm):
+def test_the_hub_test_covers_every_parameter(run_hub_test, algorithm):
     hub_test = importlib.import_module(f"{PLUGIN}.{PLUGIN}_test")
     tried = {name for parameters, _ in hub_test.PROMPTS.values() for name in parameters}
     assert tried | {"cuda", "model_weight_file"} == set(algorithm.get_parameters())
 
 
-def test_the_hubs_own_test_reports_a_failure(run_hub_test, photograph):
+def test_the_hub_test_reports_a_failure(run_hub_test, photograph):
     _, outcome = run_hub_test(photograph[:50, :50])  # too small for the points
     assert "outside the image" in outcome
 
 
-def test_the_hubs_own_test_reports_missing_outputs(run_hub_test, monkeypatch):
+def test_the_hub_test_reports_missing_outputs(run_hub_test, monkeypatch):
     hub_test = importlib.import_module(f"{PLUGIN}.{PLUGIN}_test")
     monkeypatch.setattr(hub_test, "PROMPTS", {"box": ({"input_box": "[10, 10, 150, 150]"}, 2)})
     assert run_hub_test()[1] == "box: 1 outputs follow the image, expected 2"
@@ -128,7 +128,7 @@ def test_a_damaged_checkpoint_is_not_replaced_by_random_weights(run_hub_test, al
 
 
 @pytest.mark.skipif((REPOSITORY / "weights" / "sam3.pt").exists(), reason="the gated weights are on this machine")
-def test_the_hubs_own_test_passes_without_weights_and_network_and_says_so(photograph, tmp_path):
+def test_the_hub_test_passes_offline_without_weights_and_warns_about_it(photograph, tmp_path):
     cv2.imwrite(str(tmp_path / "coco.png"), photograph)
     code = f"""
 import importlib, logging
@@ -152,11 +152,11 @@ print(repr(plugin.algorithm.get_parameters()["model_weight_file"]))
     assert re.search(r"Reason: .*sam3\.pt", done.stderr)
 
 
-def test_ikomias_installer_takes_the_requirements_in_the_right_order():
-    """Its rule, from ikomia/utils/plugintools.py: every file that matches, in the order of their names."""
+def test_the_ikomia_installer_reads_the_requirements_in_the_right_order():
+    """It reads every matching file in alphabetical order, see ikomia/utils/plugintools.py."""
     taken = sorted(path.name for path in REPOSITORY.iterdir() if re.search("[rR]equirements[0-9]*.txt", path.name))
     assert taken == ["build_requirements.txt", "requirements.txt"]
 
 
-def test_what_is_installed_is_what_is_required():
+def test_installed_packages_have_compatible_dependencies():
     subprocess.run([sys.executable, "-m", "pip", "check"], check=True, capture_output=True)

@@ -1,4 +1,4 @@
-"""The engine by itself: an embedding serves many prompts, masks stay small until asked for, and no Ikomia is needed."""
+"""The engine without Ikomia: one embedding serves many prompts, and masks stay small until requested."""
 
 import subprocess
 import sys
@@ -40,7 +40,7 @@ def test_an_embedding_serves_any_number_of_prompts(predictor, embedding, photogr
         assert all(torch.equal(a.mask_logits, b.mask_logits) for a, b in zip(found, wanted, strict=True))
 
 
-def test_the_encoder_is_not_run_again_for_a_prompt(predictor, embedding, monkeypatch):
+def test_a_prompt_does_not_run_the_image_encoder_again(predictor, embedding, monkeypatch):
     monkeypatch.setattr(predictor.model.network.backbone, "forward_image", None)
     assert predictor.segment(embedding, GeometricPrompt(boxes=BOXES), Options(multimask=True))
     predictor.segment(embedding, ConceptPrompt(("shoe",)))
@@ -56,7 +56,7 @@ def test_a_pil_image_is_the_same_as_its_array(predictor, embedding, photograph):
     assert (palette.width, palette.height) == picture.size
 
 
-def test_an_image_that_is_none_is_refused(predictor):
+def test_an_image_without_pixels_is_refused(predictor):
     with pytest.raises(ImageError):
         predictor.encode_image(np.zeros((0, 5, 3), np.uint8))
 
@@ -72,7 +72,7 @@ def test_boxes_beyond_one_pass_keep_their_order(predictor, embedding):
         assert all(np.mean(a.mask == b.mask) > 0.999 for a, b in zip(found, alone, strict=True))
 
 
-def test_a_box_partly_outside_is_the_clipped_box(predictor, embedding):
+def test_a_box_partly_outside_the_image_is_clipped(predictor, embedding):
     (outside,) = predictor.segment(embedding, GeometricPrompt(boxes=((-50.0, -20.0, 300.0, 330.0),)))
     (clipped,) = predictor.segment(embedding, GeometricPrompt(boxes=((0.0, 0.0, 300.0, 330.0),)))
     assert torch.equal(outside.mask_logits, clipped.mask_logits)
@@ -87,7 +87,7 @@ def test_a_box_partly_outside_is_the_clipped_box(predictor, embedding):
         (GeometricPrompt(boxes=((1e6, 5.0, 1e7, 9.0),)), "boxes = .*: the box is outside the image"),
     ],
 )
-def test_a_prompt_that_does_not_fit_is_refused_before_the_image_encoder_runs(
+def test_a_prompt_outside_the_image_is_refused_before_the_image_encoder_runs(
     predictor, embedding, photograph, monkeypatch, prompt, message
 ):
     with pytest.raises(PromptError, match=message):
@@ -98,7 +98,7 @@ def test_a_prompt_that_does_not_fit_is_refused_before_the_image_encoder_runs(
         predictor.predict(photograph, prompt)
 
 
-def test_an_embedding_of_another_input_size_is_refused(predictor, photograph):
+def test_an_embedding_with_another_input_size_is_refused(predictor, photograph):
     other = Predictor(predictor.model, 168)
     for prompt in (ConceptPrompt(("shoe",)), GeometricPrompt(boxes=((60, 80, 300, 330),))):
         with pytest.raises(ValueError, match="made at an input size of 168; this predictor's is 112"):
@@ -121,7 +121,7 @@ def test_the_threshold_is_exclusive_and_keeps_the_order(predictor, embedding):
     assert 0 < len(kept) < len(every)
 
 
-def test_the_box_of_an_instance_is_inside_its_image_and_that_of_an_outline_bounds_its_mask(predictor, embedding):
+def test_instance_boxes_lie_inside_the_image_and_outline_boxes_bound_their_mask(predictor, embedding):
     for segment in predictor.segment(embedding, ConceptPrompt(("shoe",)), Options(confidence_threshold=0.0)):
         x1, y1, x2, y2 = segment.box
         assert 0 <= x1 < x2 <= embedding.width
@@ -133,7 +133,7 @@ def test_the_box_of_an_instance_is_inside_its_image_and_that_of_an_outline_bound
         assert edge.any()
 
 
-def test_threads_on_one_model_get_the_results_of_one_thread(predictor, photograph):
+def test_threads_that_share_a_model_get_the_same_results_as_one_thread(predictor, photograph):
     prompts = [GeometricPrompt(boxes=(box,)) for box in BOXES] + [ConceptPrompt(("shoe",))]
     embeddings = [predictor.encode_image(image) for image in (photograph, photograph[:, ::-1])]
     wanted = {
@@ -175,7 +175,7 @@ assert segment.mask.shape == (60, 80)
     assert done.returncode == 0, done.stderr
 
 
-def test_no_sizes_of_a_network_are_literals():
+def test_network_sizes_are_not_hard_coded():
     files = ("predictor.py", "detector.py", "click_head.py", "segments.py")
     source = " ".join((REPOSITORY / "sam3_engine" / name).read_text() for name in files)
     assert not {"1008", "288", "144", "72"} & set(source.replace("(", " ").replace(",", " ").split())

@@ -1,4 +1,4 @@
-"""What may be typed or drawn as a prompt, what is refused and with which words, and which prompt counts."""
+"""Typed and drawn prompts: which are accepted, which are refused with which message, and which one is used."""
 
 import dataclasses
 import gc
@@ -48,7 +48,7 @@ LONG = 100_000
 
 
 def choose(input_text="", input_box="", input_box_label="", input_point="", input_point_label="", drawing=None):
-    """The chosen prompt of these parameters, None if there is nothing to segment."""
+    """Return the prompt chosen from these parameters, or None if there is nothing to segment."""
     return PromptStrings(input_text, input_box, input_box_label, input_point, input_point_label).choose(drawing)
 
 
@@ -62,20 +62,20 @@ def fit(drawing=None, **typed) -> FittedPrompt:
 
 
 def phrases_of(text: str) -> tuple[str, ...]:
-    """The phrases of a typed ``input_text``, checked and without repetitions."""
+    """Return the phrases of a typed ``input_text``, validated and without duplicates."""
     prompt = chosen_prompt(text)
     return prompt.phrases if prompt else ()
 
 
 def refusal(function, *arguments, **named) -> str:
-    """The message with which ``function`` refuses its arguments."""
+    """Return the message of the error that ``function`` raises for its arguments."""
     with pytest.raises(PromptError) as caught:
         function(*arguments, **named)
     return str(caught.value)
 
 
 def assert_quotes(message: str, parameter: str, value: str) -> None:
-    """The message opens with the parameter and its value, the latter shortened if it is long."""
+    """Check that the message starts with the parameter and its value, shortened if it is long."""
     opening = repr(value) if len(value) <= 80 else repr(value[:60])[:-1]
     assert message.startswith(f"{parameter} = {opening}")
     assert len(message) < 600
@@ -83,7 +83,7 @@ def assert_quotes(message: str, parameter: str, value: str) -> None:
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("text", ["['a' if 1else 2]", "[0x1for x in 'a']", "['\\d']"])
-def test_reading_a_text_raises_no_warnings_of_pythons(text):
+def test_parsing_a_text_raises_no_python_warnings(text):
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("always")
         refusal(parse_phrases, text)
@@ -117,19 +117,19 @@ def logged_warnings(caplog) -> list[str]:
         "[[np.float64(10.0), np.int64(20), np.float32(30.0), np.uint8(40)]]",
     ],
 )
-def test_one_box_in_every_spelling(text):
+def test_one_box_is_read_in_every_spelling(text):
     assert parse_boxes(text) == (BOX,)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32, np.int64, np.uint8])
-def test_numbers_that_numpy_computed_are_read(dtype):
+def test_numpy_numbers_are_read(dtype):
     box, labels = np.array(BOX, dtype), np.array([1, 0], dtype)
     assert parse_boxes(str([list(box)])) == parse_boxes(str((tuple(box),))) == parse_boxes(str(box.tolist())) == (BOX,)
     assert parse_point_labels(str(list(labels))) == (1, 0)
 
 
 @pytest.mark.parametrize("number", ["np.float64(nan)", "np.float64([1])", "np.float64(1", "np.load(1)", "np.float64()"])
-def test_other_words_of_numpy_are_refused(number):
+def test_other_numpy_expressions_are_refused(number):
     assert_quotes(refusal(parse_boxes, f"[[1, 2, 3, {number}]]"), "input_box", f"[[1, 2, 3, {number}]]")
 
 
@@ -150,7 +150,7 @@ def test_several_boxes_keep_their_order(text):
     "text",
     ["[[5, 6]]", "[5, 6]", "[5.0, 6.0]", "(5, 6)", "((5, 6),)", "[(5, 6)]", "([5, 6],)", " [ [ 5 , 6 ] ]\n", "(5, 6,)"],
 )
-def test_one_point_in_every_spelling(text):
+def test_one_point_is_read_in_every_spelling(text):
     assert parse_points(text) == (POINT,)
 
 
@@ -175,7 +175,7 @@ def test_several_points_keep_their_order(text):
         ("[ 1.0,\n0.0 ]", (1, 0)),
     ],
 )
-def test_labels_in_every_spelling(parameter, text, labels):
+def test_labels_are_read_in_every_spelling(parameter, text, labels):
     assert PARSERS[parameter](text) == labels
     assert all(type(label) is int for label in PARSERS[parameter](text))
 
@@ -209,7 +209,7 @@ def test_labels_in_every_spelling(parameter, text, labels):
         ("", ()),
     ],
 )
-def test_phrases_in_every_spelling(text, phrases):
+def test_phrases_are_read_in_every_spelling(text, phrases):
     assert phrases_of(text) == phrases
 
 
@@ -237,7 +237,7 @@ def test_phrases_in_every_spelling(text, phrases):
     ],
     ids=lambda text: text[:30],
 )
-def test_what_is_no_list_of_phrases_is_refused(text, reason):
+def test_invalid_lists_of_phrases_are_refused(text, reason):
     message = refusal(choose, text)
     assert_quotes(message, "input_text", text)
     assert reason in message
@@ -245,7 +245,7 @@ def test_what_is_no_list_of_phrases_is_refused(text, reason):
 
 
 @given(phrases=st.lists(st.text(st.characters(exclude_characters="\\", exclude_categories=["Cs"]), min_size=1)))
-def test_phrases_written_by_python_come_back(phrases):
+def test_phrases_survive_a_round_trip_through_str(phrases):
     phrases = [" ".join(phrase.split()) for phrase in phrases]
     phrases = list(dict.fromkeys(phrase for phrase in phrases if phrase))
     assert phrases_of(str(phrases)) == phrases_of(str(tuple(phrases))) == tuple(phrases)
@@ -253,7 +253,7 @@ def test_phrases_written_by_python_come_back(phrases):
 
 @pytest.mark.parametrize("parse", PARSERS.values())
 @pytest.mark.parametrize("text", ["", " ", "\n\t ", "\u00a0", "[]", "()", " [ ] ", "(\n)"])
-def test_blank_and_empty_lists_are_no_prompt(parse, text):
+def test_blank_texts_and_empty_lists_give_no_prompt(parse, text):
     assert parse(text) == ()
 
 
@@ -261,7 +261,7 @@ def test_coordinates_are_floats():
     assert all(type(number) is float for number in (*parse_boxes("[1, 2, 3, 4]")[0], *parse_points("[1, 2]")[0]))
 
 
-# --- what is refused
+# --- refused prompts
 
 
 @pytest.mark.parametrize("parameter", PARSERS)
@@ -323,7 +323,7 @@ def test_coordinates_are_floats():
     ],
     ids=lambda text: text if len(text) <= 80 else f"{text[:3]}...{text[-3:]}",
 )
-def test_what_cannot_be_read_is_refused(parameter, text):
+def test_unreadable_texts_are_refused(parameter, text):
     message = refusal(PARSERS[parameter], text)
     assert_quotes(message, parameter, text)
     assert EXPECTED[parameter] in message
@@ -379,7 +379,7 @@ NOT_A_NUMBER = ["null", "true", "false", '"4"', '""', "{}", "1e999", "-1e999", "
 @pytest.mark.parametrize("parameter", ARITY)
 @pytest.mark.parametrize("template", ["[{}]", "[[{}]]", "(({},),)"])
 @pytest.mark.parametrize("item", [*NOT_A_NUMBER, "[4]", "NaN", "Infinity", "-Infinity"], ids=lambda item: item[:12])
-def test_what_is_no_finite_number_is_refused_as_a_coordinate(parameter, template, item):
+def test_coordinates_that_are_not_finite_numbers_are_refused(parameter, template, item):
     numbers = [item, "20", "30", "40"][: ARITY[parameter]]
     text = template.format(", ".join(numbers))
     message = refusal(PARSERS[parameter], text)
@@ -394,10 +394,10 @@ def test_what_is_no_finite_number_is_refused_as_a_coordinate(parameter, template
     ["2", "-1", "0.5", "1.0000001", "[1]", "[]", *NOT_A_NUMBER, "NaN", "Infinity"],
     ids=lambda label: label[:12],
 )
-def test_a_label_other_than_0_and_1_is_refused(parameter, template, label):
+def test_labels_other_than_0_and_1_are_refused(parameter, template, label):
     text = template.format(label)
     if text in ("[1]", "[]"):
-        text = f"[{text}]"  # alone these are lists of labels
+        text = f"[{text}]"  # on their own, these are lists of labels
     message = refusal(PARSERS[parameter], text)
     assert_quotes(message, parameter, text)
     assert EXPECTED[parameter] in message
@@ -415,7 +415,7 @@ def test_a_label_other_than_0_and_1_is_refused(parameter, template, label):
         ("[[1, 2, 3, 4], [5, 6, 7, 8]]", "[[5, 6], [7, 8]]", "[1]", (1, 2)),
     ],
 )
-def test_as_many_labels_as_points_are_expected(input_box, input_point, input_point_label, counts):
+def test_the_number_of_labels_must_match_the_points(input_box, input_point, input_point_label, counts):
     message = refusal(
         choose, input_box=input_box, input_point=input_point, input_point_label=input_point_label, drawing=DRAWN
     )
@@ -444,7 +444,7 @@ def test_a_drawn_rectangle_without_area_is_refused(box):
 
 
 @pytest.mark.parametrize("place", range(4))
-def test_a_drawn_rectangle_that_is_no_number_is_refused(place):
+def test_a_drawn_rectangle_with_nan_is_refused(place):
     rectangle = [10.0, 20.0, 30.0, 40.0]
     rectangle[place] = math.nan
     message = refusal(choose, drawing=Drawing((tuple(rectangle),)))
@@ -468,7 +468,7 @@ def test_a_point_outside_the_image_is_refused(make, name, point):
 
 
 @pytest.mark.parametrize("point", [(0, 0), (-0.0, 0), (WIDTH - 1, HEIGHT - 1), (WIDTH - 0.01, HEIGHT - 0.01)])
-def test_a_point_on_the_edge_pixels_is_in_the_image(point):
+def test_a_point_on_an_edge_pixel_is_inside_the_image(point):
     assert fit(input_point=str(point)).prompt == chosen_prompt(input_point=str(point))
 
 
@@ -491,7 +491,7 @@ def test_a_point_on_the_edge_pixels_is_in_the_image(point):
         (700, 500, 800, 600),
     ],
 )
-def test_a_box_wholly_outside_the_image_is_refused(make, name, box):
+def test_a_box_entirely_outside_the_image_is_refused(make, name, box):
     message = refusal(make(box).fit, WIDTH, HEIGHT)
     assert_quotes(message, name, str(list(box)))
     assert f"expected a box that overlaps [0, 0, {WIDTH}, {HEIGHT}]" in message
@@ -528,7 +528,7 @@ def test_refused_coordinates_are_quoted_in_full(input_box, input_point, typed):
     assert typed in message
 
 
-def test_a_text_beyond_all_phrases_is_refused():
+def test_a_phrase_of_more_than_1000_characters_is_refused():
     assert chosen_prompt("x" * 1000) == ConceptPrompt(("x" * 1000,))
     message = refusal(choose, "x" * 1001)
     assert_quotes(message, "input_text", "x" * 1001)
@@ -536,7 +536,7 @@ def test_a_text_beyond_all_phrases_is_refused():
     assert "expected a noun phrase of at most 1000 characters" in message
 
 
-def test_a_quote_is_cut_and_says_how_long_the_value_is():
+def test_a_long_value_is_quoted_in_part_with_its_length():
     assert quote("[1, 2]") == "'[1, 2]'"
     assert quote([1, 2]) == "'[1, 2]'"
     assert quote("x" * 80) == repr("x" * 80)
@@ -544,7 +544,7 @@ def test_a_quote_is_cut_and_says_how_long_the_value_is():
     assert "\n" not in quote("two\nlines")
 
 
-def test_a_refusal_is_a_value_error():
+def test_a_prompt_error_is_a_value_error():
     assert issubclass(PromptError, ValueError)
 
 
@@ -578,23 +578,23 @@ GEOMETRY = GeometricPrompt(boxes=(BOX,), points=(POINT,), point_labels=(1,))
         (" ", "[]", "\n", Drawing(), None, set()),
     ],
 )
-def test_text_counts_before_typed_before_drawn(caplog, text, box, point, drawn, chosen, left_aside):
+def test_text_takes_precedence_over_typed_over_drawn_prompts(caplog, text, box, point, drawn, chosen, left_aside):
     assert chosen_prompt(text, box, input_point=point, drawing=drawn) == chosen
     warnings = logged_warnings(caplog)
     assert len(warnings) == (1 if left_aside else 0)
     named = {name for name in ("input_box", "input_point", "drawn") if any(name in warning for warning in warnings)}
-    # where typed boxes or points count, the warning may name them as well
+    # if typed boxes or points are used, the warning may name them too
     assert left_aside <= named
     assert named == left_aside or not text
 
 
-def test_drawn_graphics_of_several_kinds_are_left_aside_with_one_warning(caplog):
+def test_drawn_graphics_of_several_kinds_are_ignored_with_one_warning(caplog):
     drawing = Drawing((BOX, OTHER_BOX), (POINT,))
     assert chosen_prompt("shoe", drawing=drawing) == ConceptPrompt(("shoe",))
     assert len(logged_warnings(caplog)) == 1
 
 
-def test_nothing_given_is_nothing_to_segment(caplog):
+def test_without_input_there_is_no_prompt(caplog):
     assert choose() is None
     assert logged_warnings(caplog) == []
 
@@ -602,11 +602,11 @@ def test_nothing_given_is_nothing_to_segment(caplog):
 @pytest.mark.parametrize(
     ("text", "phrase"), [("shoe", "shoe"), ("  red\n shoe\t", "red shoe"), ("chaussure d’été", "chaussure d’été")]
 )
-def test_blanks_around_and_within_a_phrase_do_not_count(text, phrase):
+def test_whitespace_in_a_phrase_is_normalized(text, phrase):
     assert chosen_prompt(text) == ConceptPrompt((phrase,))
 
 
-def test_several_phrases_are_one_prompt(caplog):
+def test_several_phrases_make_one_prompt(caplog):
     assert chosen_prompt('["shoe", "red  hat"]') == ConceptPrompt(("shoe", "red hat"))
     assert chosen_prompt("[]", TYPED_BOX) == GeometricPrompt(boxes=(BOX,))
     assert logged_warnings(caplog) == []
@@ -633,7 +633,7 @@ DRAWN_BOTH = Drawing((OTHER_BOX,), (POINT,))
             [],
         ),
         ({"input_box": TYPED_BOX, "input_box_label": "[]"}, None, GeometricPrompt((BOX,)), []),
-        # rectangles can be examples, too
+        # rectangles can also be examples
         ({"input_box_label": "1"}, DRAWN, ConceptPrompt((), (OTHER_BOX,), (1,)), []),
         ({"input_text": "shoe", "input_box_label": "0"}, DRAWN, ConceptPrompt(("shoe",), (OTHER_BOX,), (0,)), []),
         ({"input_box_label": "1"}, DRAWN_BOTH, ConceptPrompt((), (OTHER_BOX,), (1,)), ["drawn points"]),
@@ -646,7 +646,7 @@ DRAWN_BOTH = Drawing((OTHER_BOX,), (POINT,))
         ),
     ],
 )
-def test_labels_make_examples_of_the_boxes(caplog, typed, drawn, chosen, left_aside):
+def test_labels_turn_boxes_into_examples(caplog, typed, drawn, chosen, left_aside):
     assert chosen_prompt(**typed, drawing=drawn) == chosen
     warnings = logged_warnings(caplog)
     assert len(warnings) == len(left_aside)
@@ -684,7 +684,7 @@ def test_labels_make_examples_of_the_boxes(caplog, typed, drawn, chosen, left_as
         ),
     ],
 )
-def test_examples_that_go_with_nothing_are_refused(typed, drawn, parameter, reason):
+def test_invalid_examples_are_refused(typed, drawn, parameter, reason):
     message = refusal(choose, **typed, drawing=drawn)
     assert message.startswith(f"{parameter} = ")
     assert reason in message
@@ -716,27 +716,27 @@ def test_examples_that_go_with_nothing_are_refused(typed, drawn, parameter, reas
         (lambda: GeometricPrompt(points=(("1", 2),), point_labels=(1,)), "'1' is not a finite number"),
     ],
 )
-def test_prompts_are_checked_when_they_are_made_and_name_the_engines_own_arguments(make, message):
+def test_invalid_prompts_are_refused_on_creation_with_the_engine_argument_names(make, message):
     refused = refusal(make)
     assert message in refused
     assert "input_" not in refused
 
 
-def test_prompts_take_lists_and_arrays():
+def test_prompts_accept_lists_and_arrays():
     made = GeometricPrompt(np.array([BOX]), [list(POINT)], np.array([1]))
     assert made == GeometricPrompt((BOX,), (POINT,), (1,))
     assert hash(made) == hash(GeometricPrompt((BOX,), (POINT,), (1,)))
     assert ConceptPrompt(["shoe", " red  hat", "shoe"]) == ConceptPrompt(("shoe", "red hat"))
 
 
-def test_a_prompt_is_fitted_once():
+def test_a_fitted_prompt_is_not_fitted_again():
     fitted = fit_prompt(GeometricPrompt((BOX,)), WIDTH, HEIGHT)
     assert fit_prompt(fitted, WIDTH, HEIGHT) is fitted
     with pytest.raises(ValueError, match="fitted to an image of 640x427 pixels, not 427x640"):
         fit_prompt(fitted, HEIGHT, WIDTH)
 
 
-def test_example_boxes_are_clipped_and_made_relative():
+def test_example_boxes_are_clipped_and_normalized():
     prompt = ConceptPrompt(boxes=((-5, 10, 20, 1000), BOX), box_labels=(1, 0))
     fitted = fit_prompt(prompt, 100, 200)
     assert fitted.prompt == dataclasses.replace(prompt, boxes=((0, 10, 20, 200), BOX))
@@ -745,7 +745,7 @@ def test_example_boxes_are_clipped_and_made_relative():
     assert refused.startswith("boxes = '[100, 0, 105, 5]': the box is outside the image")
 
 
-def test_instances_are_called_after_their_phrase_or_objects():
+def test_instances_are_named_after_their_phrase_or_object():
     assert ConceptPrompt(("shoe", "hat")).names == ("shoe", "hat")
     assert ConceptPrompt(("shoe",), (BOX,), (1,)).names == ("shoe",)
     assert ConceptPrompt(boxes=(BOX,), box_labels=(1,)).names == GEOMETRY.names == ("object",)
@@ -768,7 +768,7 @@ def test_points_refine_one_box(caplog):
     assert logged_warnings(caplog) == []
 
 
-def test_points_are_not_used_with_several_typed_boxes(caplog):
+def test_points_are_ignored_with_several_typed_boxes(caplog):
     prompt = chosen_prompt(input_box=str([BOX, OTHER_BOX]), input_point=TYPED_POINT, input_point_label="0")
     assert prompt == GeometricPrompt(boxes=(BOX, OTHER_BOX))
     (warning,) = logged_warnings(caplog)
@@ -776,7 +776,7 @@ def test_points_are_not_used_with_several_typed_boxes(caplog):
     assert "points are ignored" in warning
 
 
-def test_points_are_not_used_with_several_drawn_rectangles(caplog):
+def test_points_are_ignored_with_several_drawn_rectangles(caplog):
     prompt = chosen_prompt(drawing=Drawing((BOX, OTHER_BOX), (POINT, POINT)))
     assert prompt == GeometricPrompt(boxes=(BOX, OTHER_BOX))
     (warning,) = logged_warnings(caplog)
@@ -784,7 +784,7 @@ def test_points_are_not_used_with_several_drawn_rectangles(caplog):
 
 
 @pytest.mark.parametrize("labels", ["[0, 1]", "(0, 1)"])
-def test_labels_without_typed_points_are_those_of_the_drawn_ones(caplog, labels):
+def test_labels_without_typed_points_apply_to_the_drawn_points(caplog, labels):
     drawing = Drawing((BOX,), (POINT, (7.0, 8.0)))
     prompt = chosen_prompt(input_point_label=labels, drawing=drawing)
     assert prompt == GeometricPrompt((BOX,), drawing.points, (0, 1))
@@ -805,7 +805,7 @@ def test_labels_without_typed_points_are_those_of_the_drawn_ones(caplog, labels)
         ([BOX], [POINT, (7.0, 8.0)], GeometricPrompt(boxes=(BOX,), points=(POINT, (7.0, 8.0)), point_labels=(0, 0))),
     ],
 )
-def test_drawn_points_are_background_if_a_rectangle_is_drawn_too(caplog, rectangles, points, prompt):
+def test_drawn_points_are_background_if_a_rectangle_is_also_drawn(caplog, rectangles, points, prompt):
     assert chosen_prompt(drawing=Drawing(tuple(rectangles), tuple(points))) == prompt
     assert logged_warnings(caplog) == []
 
@@ -856,7 +856,7 @@ def test_fitting_clips_the_boxes_and_keeps_the_rest():
     assert prompt.boxes == (BOX,)
 
 
-# --- any text at all
+# --- arbitrary text
 
 CHARACTERS = "[](){},:01\"'\\ \n\u00a0\ud800"
 WORDS = [",)", "1.0", "-2.5", "1e999", "NaN", "Infinity", "true", "null", "\\u0000", "[1,2]", "(1,2)", "[1,2,3,4]"]
@@ -872,11 +872,11 @@ thorough = settings(max_examples=200, deadline=None)
 @pytest.mark.parametrize("parameter", ARITY)
 @thorough
 @given(text=ANY_TEXT)
-def test_any_text_gives_rows_of_finite_numbers_or_a_refusal(parameter, text):
+def test_any_text_gives_rows_of_finite_numbers_or_a_prompt_error(parameter, text):
     try:
         rows = PARSERS[parameter](text)
     except PromptError as refused:
-        assert str(refused).startswith(f"{parameter} = ")  # noqa: PT017 - a refusal is one of two good answers
+        assert str(refused).startswith(f"{parameter} = ")  # noqa: PT017 - an error is one of two valid results
     else:
         assert all(len(row) == ARITY[parameter] and all(map(math.isfinite, row)) for row in rows)
 
@@ -884,7 +884,7 @@ def test_any_text_gives_rows_of_finite_numbers_or_a_refusal(parameter, text):
 @pytest.mark.parametrize("parameter", LABELS)
 @thorough
 @given(text=ANY_TEXT)
-def test_any_text_gives_labels_or_a_refusal(parameter, text):
+def test_any_text_gives_labels_or_a_prompt_error(parameter, text):
     try:
         labels = PARSERS[parameter](text)
     except PromptError as refused:
@@ -895,7 +895,7 @@ def test_any_text_gives_labels_or_a_refusal(parameter, text):
 
 @thorough
 @given(text=ANY_TEXT | ANY_TEXT.map(lambda text: f"[{text}]"))
-def test_any_text_gives_phrases_or_a_refusal(text):
+def test_any_text_gives_phrases_or_a_prompt_error(text):
     try:
         phrases = phrases_of(text)
     except PromptError as refused:
@@ -914,7 +914,7 @@ def test_any_text_gives_phrases_or_a_refusal(text):
     point_labels=ANY_TEXT,
     drawn=st.sampled_from([None, DRAWN]),
 )
-def test_any_texts_give_a_prompt_or_a_refusal(text, box, box_labels, point, point_labels, drawn):
+def test_any_combination_of_texts_gives_a_prompt_or_a_prompt_error(text, box, box_labels, point, point_labels, drawn):
     try:
         prompt = chosen_prompt(text, box, box_labels, point, point_labels, drawn)
     except PromptError as refused:
@@ -931,7 +931,7 @@ MALFORMED_TOGETHER = [
     ({"input_point": "[1, 2", "input_point_label": "[7]"}, {"input_point": "read", "input_point_label": "'7' is not"}),
     ({"input_point": "[1, 2]", "input_point_label": "[1, 0]"}, {"input_point_label": "2 labels for 1 point"}),
     ({"input_point": "[1, 2", "input_point_label": "[1, 0]"}, {"input_point": "cannot be read"}),
-    ({"input_point_label": "1"}, {}),  # of a point that is going to be drawn
+    ({"input_point_label": "1"}, {}),  # for a point drawn later
     ({"input_box": "[1, 2, 3, 4]", "input_point_label": "1"}, {"input_point_label": "1 label for 0 points"}),
     ({"input_box": "[1, 2", "input_point_label": "1"}, {"input_box": "read", "input_point_label": "for 0 points"}),
     ({"input_text": "x" * 1001, "input_box": "[]"}, {"input_text": "at most 1000 characters"}),
@@ -940,14 +940,14 @@ MALFORMED_TOGETHER = [
     ({"input_text": "shoe", "input_box": "[1, 2, 3, 4]", "input_box_label": "1"}, {}),
     ({"input_box": "[1, 2, 3, 4]", "input_box_label": "[1, 0]"}, {"input_box_label": "2 labels for 1 box"}),
     ({"input_box": "[1, 2, 3, 4]", "input_box_label": "[0]"}, {"input_box_label": "there is no positive example"}),
-    ({"input_box_label": "[1, 0]"}, {}),  # of rectangles that are going to be drawn
+    ({"input_box_label": "[1, 0]"}, {}),  # for rectangles drawn later
     ({"input_box_label": "[1, 2]"}, {"input_box_label": "'2' is not"}),
     ({"input_box": "[1, 2", "input_box_label": "[7]"}, {"input_box": "read", "input_box_label": "'7' is not"}),
 ]
 
 
 @pytest.mark.parametrize(("typed", "reasons"), MALFORMED_TOGETHER)
-def test_the_errors_of_all_parameters_are_told_at_once(typed, reasons):
+def test_the_errors_of_all_parameters_are_reported_together(typed, reasons):
     errors = PromptStrings(**typed).errors()
     assert list(errors) == list(reasons)
     for name, reason in reasons.items():
@@ -963,10 +963,10 @@ def counted(parse, text):
 
 
 @given(box=ANY_TEXT, box_labels=PHRASES, point=ANY_TEXT, point_labels=ANY_TEXT)
-def test_there_are_errors_where_a_run_would_refuse_and_one_of_them_is_its_own(box, box_labels, point, point_labels):
+def test_errors_include_the_one_that_a_run_raises_and_are_empty_otherwise(box, box_labels, point, point_labels):
     typed = ("", box, box_labels, point, point_labels)
     errors = PromptStrings(*typed).errors()
-    # as much as labels without boxes or points are for
+    # as many as labels without boxes or points need
     rectangles, points = counted(parse_box_labels, box_labels), counted(parse_point_labels, point_labels)
     try:
         choose(*typed, Drawing((BOX,) * rectangles, (POINT,) * points))
@@ -988,30 +988,30 @@ def lists_and_tuples(items):
 
 @thorough
 @given(boxes=lists_and_tuples(BOXES | BOXES.map(list)))
-def test_boxes_written_by_python_come_back(boxes):
+def test_boxes_survive_a_round_trip_through_str(boxes):
     assert parse_boxes(str(boxes)) == tuple(map(tuple, boxes))
 
 
 @thorough
 @given(points=lists_and_tuples(POINTS | POINTS.map(list)))
-def test_points_written_by_python_come_back(points):
+def test_points_survive_a_round_trip_through_str(points):
     assert parse_points(str(points)) == tuple(map(tuple, points))
 
 
 @thorough
 @given(box=BOXES | BOXES.map(list), point=POINTS | POINTS.map(list))
-def test_a_flat_box_and_a_flat_point_written_by_python_come_back(box, point):
+def test_a_flat_box_and_a_flat_point_survive_a_round_trip_through_str(box, point):
     assert parse_boxes(str(box)) == (tuple(box),)
     assert parse_points(str(point)) == (tuple(point),)
 
 
 @thorough
 @given(labels=lists_and_tuples(st.sampled_from([0, 1, 0.0, 1.0])))
-def test_labels_written_by_python_come_back(labels):
+def test_labels_survive_a_round_trip_through_str(labels):
     assert parse_point_labels(str(labels)) == tuple(labels)
 
 
-# --- the time for a long text grows with its length
+# --- parsing time is linear in the length of the text
 
 LONG_TEXTS = {
     "open square brackets": lambda n: "[" * n,
@@ -1036,7 +1036,7 @@ LONG_TEXTS = {
     "commas": lambda n: "," * n,
     "commas in a tuple": lambda n: "(" + "," * n + ")",
     "closed commas": lambda n: "(" + ",)" * (n // 2),
-    "double quotes": lambda n: '"' * (n // 6 * 6 + 2),  # empty strings side by side
+    "double quotes": lambda n: '"' * (n // 6 * 6 + 2),  # adjacent empty strings
     "single quotes": lambda n: "'" * (n // 6 * 6 + 2),
     "backslashes": lambda n: "\\" * n,
     "quoted backslashes": lambda n: '["(' + "\\" * n + '"]',
@@ -1051,13 +1051,13 @@ LONG_TEXTS = {
 
 
 def assert_time_grows_linearly(answer, make_text) -> None:
-    """A text of twice the length takes at most three times as long.
+    """Check that a text of twice the length takes at most three times as long.
 
-    Both take turns, medians count, in the processor time of this process. A busy machine can spoil some attempts.
+    Compares medians of alternating runs, in processor time, and retries because a busy machine can distort them.
     """
     texts = [make_text(LONG // 4), make_text(LONG // 2)]
     ratios = []
-    gc.disable()  # the time of a collection depends on the other objects of the process
+    gc.disable()  # the time of a collection depends on the other objects in the process
     try:
         answer(texts[0])
         while min(ratios, default=math.inf) > 3:
@@ -1079,7 +1079,7 @@ def processor_time(answer, text) -> float:
 
 @pytest.mark.parametrize("parameter", PARSERS)
 @pytest.mark.parametrize("shape", LONG_TEXTS)
-def test_the_time_to_read_a_text_grows_with_its_length(parameter, shape):
+def test_the_time_to_parse_a_text_is_linear_in_its_length(parameter, shape):
     def answer(text):
         try:
             PARSERS[parameter](text)
@@ -1090,7 +1090,7 @@ def test_the_time_to_read_a_text_grows_with_its_length(parameter, shape):
 
 
 @pytest.mark.parametrize("shape", LONG_TEXTS)
-def test_the_time_to_read_phrases_grows_with_their_length(shape):
+def test_the_time_to_parse_phrases_is_linear_in_their_length(shape):
     def answer(text):
         try:
             choose(text)

@@ -1,4 +1,4 @@
-"""The engine's root: the names that users import, what importing them costs, and how a predictor is opened."""
+"""The root of the engine: the names that users import, what importing them loads, and `open_predictor`."""
 
 import inspect
 import logging
@@ -41,7 +41,7 @@ def test_every_public_name_is_at_the_root_and_documented():
         sam3_engine.Predictr  # noqa: B018
 
 
-def test_importing_the_engine_its_prompts_options_and_errors_imports_neither_torch_nor_sam3():
+def test_importing_the_public_names_loads_neither_torch_nor_sam3():
     light = [name for name in sam3_engine.__all__ if name.endswith(("Prompt", "Error", "Options"))]
     said = in_fresh_process(
         f"import sys; from sam3_engine import {', '.join(light)}, __version__; "
@@ -63,7 +63,7 @@ def test_the_first_lines_of_the_docs_work(small_checkpoint, photograph):
     assert label_map(segments, width, height).shape == segments[0].mask.shape == (height, width)
 
 
-def test_one_call_is_the_two_verbs(small_checkpoint, photograph):
+def test_predict_is_encode_image_and_segment(small_checkpoint, photograph):
     predictor = open_predictor(small_checkpoint, cuda=False)
     options = Options(multimask=True, size_percent=60)
     steps = []
@@ -90,7 +90,7 @@ def test_options_out_of_range_are_refused(value, message):
         Options(**value)
 
 
-def test_a_box_outside_the_image_names_the_engines_argument(small_checkpoint, photograph):
+def test_an_error_for_a_box_outside_the_image_names_the_engine_argument(small_checkpoint, photograph):
     predictor = open_predictor(small_checkpoint, cuda=False)
     with pytest.raises(PromptError, match=r"^boxes = '\[900, 5, 950, 9\]': the box is outside the image"):
         predictor.predict(photograph, GeometricPrompt(boxes=((900, 5, 950, 9),)))
@@ -99,7 +99,7 @@ def test_a_box_outside_the_image_names_the_engines_argument(small_checkpoint, ph
 @pytest.mark.parametrize(
     ("weights", "reason"), [("no/such/file.pt", "there is no such file"), (REPOSITORY, "this is a folder")]
 )
-def test_weights_that_are_no_file_name_the_engines_argument(weights, reason):
+def test_an_error_for_missing_weights_names_the_engine_argument(weights, reason):
     with pytest.raises(WeightFileError, match=f"^weights = '.*': {reason}; expected a SAM 3 checkpoint"):
         open_predictor(weights)
 
@@ -110,7 +110,7 @@ def test_predictors_share_a_model(small_checkpoint):
     assert first.model is second.model
 
 
-def test_a_predictor_that_fits_is_reused_and_another_releases_its_model_first(small_checkpoint, tmp_path, monkeypatch):
+def test_a_matching_predictor_is_reused_and_any_other_releases_its_model_first(small_checkpoint, tmp_path, monkeypatch):
     other = tmp_path / "other.pt"
     other.write_bytes(small_checkpoint.read_bytes())
     first = open_predictor(small_checkpoint, cuda=False)
@@ -136,10 +136,10 @@ def test_a_predictor_that_fits_is_reused_and_another_releases_its_model_first(sm
     assert alive_while_loading == [False]
     assert resized.closed
     assert last.model.checkpoint == other
-    assert isinstance(open_predictor(other, cuda=False, replaces=resized), Predictor)  # a closed one is no hindrance
+    assert isinstance(open_predictor(other, cuda=False, replaces=resized), Predictor)  # replacing a closed one works
 
 
-def test_cuda_that_is_requested_but_unavailable_is_one_warning(small_checkpoint, monkeypatch, caplog):
+def test_requesting_unavailable_cuda_gives_one_warning(small_checkpoint, monkeypatch, caplog):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     predictor = None
     with caplog.at_level(logging.WARNING):

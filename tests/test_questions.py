@@ -33,7 +33,7 @@ def outlines(scenes):
     ]
 
 
-def test_phrases_for_what_is_there_name_what_is_there(scenes):
+def test_phrases_for_present_shapes_have_the_stated_answers(scenes):
     random = np.random.default_rng(1)
     questions = [(scene, ask_for_present(random, scene)) for scene in scenes for _ in range(5)]
     for scene, question in questions:
@@ -46,7 +46,7 @@ def test_phrases_for_what_is_there_name_what_is_there(scenes):
     assert any(set(phrase.split()) & set(SYNONYMS) for phrase in phrases)
 
 
-def test_phrases_for_what_is_absent_name_nothing(scenes):
+def test_phrases_for_absent_shapes_have_no_answers(scenes):
     random = np.random.default_rng(2)
     phrases = []
     for scene in scenes:
@@ -57,13 +57,13 @@ def test_phrases_for_what_is_absent_name_nothing(scenes):
     assert len(set(phrases)) > 100
 
 
-def test_points_are_on_the_side_of_the_answer_that_their_label_says(outlines):
+def test_points_lie_inside_or_outside_the_answer_as_labeled(outlines):
     for _, question in outlines:
         for (x, y), label in zip(question.points, question.labels, strict=True):
             assert question.answer.mask[int(y), int(x)] == bool(label)
 
 
-def test_boxes_are_those_of_the_answer_or_of_the_shape_around_it(outlines):
+def test_boxes_bound_the_answer_or_the_shape_around_it(outlines):
     boxes = [(scene, question) for scene, question in outlines if question.box]
     assert len(boxes) > 100
     for scene, question in boxes:
@@ -76,7 +76,7 @@ def test_boxes_are_those_of_the_answer_or_of_the_shape_around_it(outlines):
         )
 
 
-def test_every_question_is_a_prompt_that_the_plugin_takes(outlines):
+def test_every_question_is_a_valid_prompt(outlines):
     for scene, question in outlines:
         height, width = scene.image.shape[:2]
         prompt = GeometricPrompt(
@@ -87,17 +87,17 @@ def test_every_question_is_a_prompt_that_the_plugin_takes(outlines):
         assert fit_prompt(prompt, width, height)
 
 
-def test_every_kind_of_region_is_asked_for(outlines):
+def test_questions_cover_every_kind_of_region(outlines):
     for kind in ("points", "box and point"):
         answers = [(scene, question.answer) for scene, question in outlines if question.kind == kind]
         dots = [shape.dot for scene, _ in answers for shape in scene.shapes if shape.dot]
         wholes = [shape.whole for scene, _ in answers for shape in scene.shapes]
         assert any(answer in dots for _, answer in answers)
         assert any(answer in wholes for _, answer in answers)
-        assert any(answer not in dots and answer not in wholes for _, answer in answers)  # rings are new objects
+        assert any(answer not in dots and answer not in wholes for _, answer in answers)  # a ring
 
 
-def test_the_answer_is_acceptable(outlines):
+def test_the_answer_is_the_first_acceptable_region(outlines):
     assert all(question.answer is question.acceptable[0] for _, question in outlines)
     assert any(len(question.acceptable) == 2 for _, question in outlines)
 
@@ -111,11 +111,11 @@ def exemplars(scenes):
 
 
 def shape_in(box, scene):
-    """The shape whose box is next to the given one."""
+    """Return the shape whose box is closest to the given one."""
     return min(scene.shapes, key=lambda shape: np.abs(np.subtract(shape.whole.box, box)).sum())
 
 
-def test_positive_boxes_ask_for_all_shapes_like_them(exemplars):
+def test_positive_boxes_ask_for_all_similar_shapes(exemplars):
     without_phrase = [(scene, question) for scene, question in exemplars if question.phrase is None]
     for scene, question in without_phrase:
         shown = [shape_in(box, scene) for box in question.boxes]
@@ -130,7 +130,7 @@ def test_positive_boxes_ask_for_all_shapes_like_them(exemplars):
     assert any(len(question.answers) > 2 for _, question in without_phrase)
 
 
-def test_with_a_positive_box_the_phrase_says_what_is_asked_for(exemplars):
+def test_with_a_positive_box_the_phrase_defines_the_answers(exemplars):
     for scene, question in exemplars:
         if question.kind == "phrase and positive box":
             assert question.labels == [1]
@@ -138,7 +138,7 @@ def test_with_a_positive_box_the_phrase_says_what_is_asked_for(exemplars):
             assert shape_in(question.boxes[0], scene).whole in question.answers
 
 
-def test_a_negative_box_takes_its_like_away(exemplars):
+def test_a_negative_box_excludes_similar_shapes(exemplars):
     empty = 0
     for scene, question in exemplars:
         if question.kind == "phrase and negative box":
@@ -150,10 +150,10 @@ def test_a_negative_box_takes_its_like_away(exemplars):
             empty += not question.answers
             if len({(shape.kind, shape.colour) for shape in scene.shapes}) > 1:
                 assert question.answers
-    assert empty  # scenes with one kind and color
+    assert empty  # happens in scenes with one kind and color
 
 
-def test_a_loose_box_stays_in_the_picture():
+def test_a_loose_box_stays_inside_the_image():
     everything = Region(np.ones((30, 40), np.float32))
     random = np.random.default_rng(0)
     for _ in range(50):
@@ -180,7 +180,7 @@ def test_detections_count_each_answer_once():
     assert measure.ious[1] == 0.75
 
 
-def test_outlines_tell_the_answer_from_what_is_acceptable():
+def test_outlines_are_scored_against_the_answer_alone():
     dot, whole = region(2), region(1, 2, 3)
     question = OutlineQuestion("point", np.array([[2.5, 1.5]]), np.array([1]), None, dot, (dot, whole))
     measure = Outlines()
@@ -189,13 +189,13 @@ def test_outlines_tell_the_answer_from_what_is_acceptable():
     assert measure.best_of_three == [1.0]
 
 
-def test_two_empty_masks_are_equal():
+def test_the_iou_of_two_empty_masks_is_1():
     nothing = np.zeros((3, 3), bool)
     assert iou(nothing, nothing) == 1
     assert iou(nothing, ~nothing) == 0
 
 
-def test_more_absent_dots_can_be_asked_for(scenes):
+def test_the_share_of_questions_about_absent_dots_can_be_raised(scenes):
     scene = next(scene for scene in scenes if not any(shape.dot for shape in scene.shapes))
     random = np.random.default_rng(2)
     asked = [ask_for_absent(random, scene, dots=0.8).phrase for _ in range(60)]

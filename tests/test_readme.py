@@ -1,4 +1,4 @@
-"""The README and the docs: their Python code runs as written, their tables agree with the code."""
+"""The README and the docs: their Python code runs as written, and their tables match the code."""
 
 import ast
 import re
@@ -26,7 +26,7 @@ from testbed.scenes import draw_scene
 TRUCK, SCENE = (1200, 1800), (360, 480)  # height and width
 MOST_WORDS = 1800
 
-# for each section, in order of its Python blocks: how many outputs follow the image; None where no workflow runs
+# the number of outputs after the image, for each Python block of a section; None if no workflow runs
 OUTPUTS = {
     ("README.md", "Use with Ikomia API"): [1, 1],
     ("README.md", "Explore algorithm outputs"): [2],
@@ -53,10 +53,10 @@ OUTPUTS = {
 }
 PAGES = [page for page in pages.all_pages() if not page.startswith(".")]
 BLOCKS = [(page, *block) for page in PAGES for block in pages.python_blocks(page)]
-TRIED_BELOW = ("docs/many_images.md", "docs/development.md")  # and the dataset of many_images.md in test_batch.py
+TRIED_BELOW = ("docs/many_images.md", "docs/development.md")  # test_batch.py also reads the dataset of many_images.md
 
 
-def test_every_python_block_is_tried():
+def test_every_python_block_is_tested():
     elsewhere = [block for block in BLOCKS if block[0] == "docs/many_images.md"]
     assert len(BLOCKS) == sum(map(len, OUTPUTS.values())) + len(elsewhere)
     assert len(BLOCKS) == sum(pages.read(page).count("```python") for page in PAGES)
@@ -80,7 +80,7 @@ def test_python_blocks_run(readers_machine, page, section):
 
 
 def run_snippet(code, picture, place):
-    """Run code that sets parameters of ``algo``, then its workflow on a picture; return the algorithm."""
+    """Run code that sets parameters of ``algo``, run its workflow on a picture, and return the algorithm."""
     workflow = Workflow()
     algo = workflow.add_task(name=PLUGIN, auto_connect=True)
     exec(compile(code, place, "exec"), {"algo": algo})
@@ -89,7 +89,7 @@ def run_snippet(code, picture, place):
 
 
 def check_outputs(algo, count, *, objects, scene):
-    """Check how many outputs follow the image, which of them are masks, and their size."""
+    """Check the number of outputs after the image, how many of them are masks, and their size."""
     outputs = algo.get_outputs()[1:]
     assert len(outputs) == count
     masks = [output for output in outputs if isinstance(output, dataprocess.CSemanticSegmentationIO)]
@@ -97,7 +97,7 @@ def check_outputs(algo, count, *, objects, scene):
     assert all(output.get_mask().shape == (SCENE if scene else TRUCK) for output in masks)
 
 
-def test_the_first_example_finds_what_its_picture_shows(readers_machine, capsys):
+def test_the_first_example_finds_the_shapes_in_its_picture(readers_machine, capsys):
     code, _ = (code for page, section, code in BLOCKS if (page, section) == ("README.md", "Use with Ikomia API"))
     exec(compile(code, "README.md", "exec"), {})
     assert code.partition("description)  # ")[2].splitlines()[0] in capsys.readouterr().out
@@ -107,13 +107,13 @@ ROWS = re.findall(r"^\| [^|]+ \| `(\{.+\})` \|$", pages.read("README.md"), re.MU
 
 
 @pytest.mark.parametrize(("row", "count"), list(zip(ROWS, [1, 1, 3, 1, 1, 2, 1], strict=True)), ids=range(len(ROWS)))
-def test_prompts_of_the_readme_run(readers_machine, row, count):
+def test_prompts_in_the_readme_run(readers_machine, row, count):
     assert isinstance(ast.literal_eval(row), dict)
     algo = run_snippet(f"algo.set_parameters({row})", readers_machine / "truck.jpg", "README.md")
     check_outputs(algo, count, objects=False, scene=False)
 
 
-def test_a_folder_of_plugins_can_be_chosen(plugins_directory, tmp_path, monkeypatch):
+def test_the_plugins_folder_can_be_changed(plugins_directory, tmp_path, monkeypatch):
     (code,) = (code for page, _, code in BLOCKS if page == "docs/development.md")
     monkeypatch.chdir(tmp_path)
     Path("plugins").symlink_to(plugins_directory, target_is_directory=True)
@@ -124,7 +124,7 @@ def test_a_folder_of_plugins_can_be_chosen(plugins_directory, tmp_path, monkeypa
         ik_registry.set_plugins_directory(f"{plugins_directory}/")
 
 
-def test_the_folder_run_is_saved_and_read_back(readers_machine, capsys):
+def test_the_folder_run_can_be_saved_and_loaded(readers_machine, capsys):
     Path("photos").mkdir()
     Image.open("truck.jpg").resize((180, 120)).save("photos/flower.png")
     run, read = [code for page, section, code in BLOCKS if (page, section) == ("docs/many_images.md", "With Ikomia")]
@@ -146,7 +146,7 @@ def table_of_parameters():
     return pages.sections(pages.read("README.md"))["Set algorithm parameters"]
 
 
-def test_the_readme_takes_five_minutes():
+def test_the_readme_is_short():
     assert len(pages.read("README.md").split()) <= MOST_WORDS
 
 
@@ -166,7 +166,7 @@ TROUBLE = {
 
 @pytest.fixture
 def reported(small_checkpoint, monkeypatch, tmp_path, caplog):
-    """What users are told in each kind of trouble: errors, warnings, descriptions."""
+    """Return the errors, warnings and descriptions that users get for each problem."""
     monkeypatch.chdir(tmp_path)
     data = small_checkpoint.read_bytes()
     Path("cut.pt").write_bytes(data[:100_000])
@@ -190,7 +190,7 @@ def reported(small_checkpoint, monkeypatch, tmp_path, caplog):
     return told + [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
 
-def test_every_message_of_troubleshooting_is_a_real_one(reported):
+def test_every_message_in_troubleshooting_is_real(reported):
     quoted = re.findall(r"^\| `(.*?)` \|", pages.read("docs/troubleshooting.md"), re.MULTILINE)
     assert len(quoted) == len(TROUBLE) + 3
     for message in quoted:
@@ -198,7 +198,7 @@ def test_every_message_of_troubleshooting_is_a_real_one(reported):
         assert any(re.fullmatch(pattern, text) for text in reported), (message, reported)
 
 
-def test_every_file_of_the_layout_exists():
+def test_every_file_in_the_layout_exists():
     layout = pages.sections(pages.read("docs/development.md"))["Layout"]
     (tree,) = re.findall(r"^```\n(.*?)```", layout, re.DOTALL | re.MULTILINE)
     named = re.findall(r"(?<![\w/])(\w+\.py|\w+/)(?=\s|$)", tree)
@@ -206,13 +206,13 @@ def test_every_file_of_the_layout_exists():
     assert [name for name in named if not (REPOSITORY / name).exists()] == []
 
 
-def test_every_module_of_the_engine_is_explained():
+def test_every_module_of_the_engine_is_documented():
     named = re.findall(r"^\| `(\w+\.py)` \|", pages.read("sam3_engine/README.md"), re.MULTILINE)
     present = [path.name for path in (REPOSITORY / "sam3_engine").glob("*.py") if path.name != "__init__.py"]
     assert sorted(named) == sorted(present)
 
 
-def test_the_pictures_are_those_that_the_demo_draws():
+def test_the_pictures_are_drawn_by_the_demo():
     scene = draw_scene(np.random.default_rng(demo.SCENE_SEED), *demo.SCENE_SIZE)
     drawn = {demo.file_name(request.title) for request in demo.requests_about(scene)}
     assert {*COPIES.values(), *OVERVIEW} <= drawn | {"panel_filled"}

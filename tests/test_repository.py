@@ -1,4 +1,4 @@
-"""What the repository promises besides code: one version, a changelog, workflows and hooks that name what exists."""
+"""The repository besides its code: one version, a valid changelog, and workflows and hooks that match the Makefile."""
 
 import re
 import subprocess
@@ -23,34 +23,34 @@ def read(name):
 
 
 def files():
-    """The files of the checkout that git does not ignore, relative to it."""
+    """Return the files in the checkout that git does not ignore, as relative paths."""
     listed = ["git", "-C", str(REPOSITORY), "ls-files", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listed, capture_output=True, text=True, check=True).stdout.splitlines()
     return [name for name in names if (REPOSITORY / name).is_file()]
 
 
 def commands(path):
-    """The shell commands of a workflow's steps, by job."""
+    """Return the shell commands of a workflow's steps, by job."""
     jobs = yaml.safe_load(path.read_text())["jobs"]
     return {name: "\n".join(step.get("run", "") for step in job["steps"]) for name, job in jobs.items()}
 
 
 def releases():
-    """The released versions in the changelog, newest first, and their dates."""
+    """Return the released versions in the changelog and their dates, newest first."""
     return re.findall(r"^## \[(\d+\.\d+\.\d+)\] - (\S+)$", read("CHANGELOG.md"), re.MULTILINE)
 
 
-def test_the_newest_release_in_the_changelog_is_the_version():
+def test_the_newest_release_in_the_changelog_matches_the_version():
     assert releases()[0][0] == sam3_engine.__version__
 
 
-def test_the_version_is_written_in_one_place():
+def test_the_version_is_defined_in_one_place():
     spelled = re.compile(rf"(?<![\d.]){re.escape(sam3_engine.__version__)}(?!\.?\d)".encode())
     found = {name for name in files() if spelled.search((REPOSITORY / name).read_bytes())}
     assert found == VERSION_FILES
 
 
-def test_the_changelog_keeps_to_its_format():
+def test_the_changelog_follows_its_format():
     text = read("CHANGELOG.md")
     headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
     assert headings == ["[Unreleased]", *(f"[{version}] - {day}" for version, day in releases())]
@@ -62,7 +62,7 @@ def test_the_changelog_keeps_to_its_format():
 
 
 @pytest.mark.parametrize("path", [*WORKFLOWS, *FORMS, HOOKS], ids=lambda path: path.name)
-def test_yaml_files_can_be_read(path):
+def test_yaml_files_are_valid(path):
     assert isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict)
 
 

@@ -36,7 +36,7 @@ def shapes(scenes) -> list[tuple[Scene, Shape]]:
     return [(scene, shape) for scene in scenes for shape in scene.shapes]
 
 
-def test_a_seed_is_a_scene():
+def test_the_same_seed_gives_the_same_scene():
     one, same, other = (draw_scene(np.random.default_rng(seed), 120, 90) for seed in (1, 1, 2))
     assert np.array_equal(one.image, same.image)
     assert [shape.colour for shape in one.shapes] == [shape.colour for shape in same.shapes]
@@ -44,7 +44,7 @@ def test_a_seed_is_a_scene():
     assert not np.array_equal(one.image, other.image)
 
 
-def test_scenes_have_the_size_asked_for_and_something_in_them(scenes):
+def test_scenes_have_the_requested_size_and_are_not_empty(scenes):
     for k, scene in enumerate(scenes):
         width, height = SIZES[k % len(SIZES)]
         assert scene.image.shape == (height, width, 3)
@@ -52,14 +52,14 @@ def test_scenes_have_the_size_asked_for_and_something_in_them(scenes):
         assert 1 <= len(scene.shapes) <= MOST_SHAPES
 
 
-def test_everything_that_can_be_drawn_is_drawn(scenes, shapes):
+def test_every_kind_and_colour_is_drawn(scenes, shapes):
     assert {shape.kind for _, shape in shapes} == set(KINDS)
     assert {shape.colour for _, shape in shapes} == set(COLOURS)
     assert {shape.dot_colour for _, shape in shapes} == {None, "white", "black"}
     assert {len(scene.shapes) for scene in scenes} == set(range(1, MOST_SHAPES + 1))
 
 
-def test_a_shape_has_the_colour_that_it_is_said_to_have(shapes):
+def test_a_shape_has_its_stated_colour(shapes):
     for scene, shape in shapes:
         pixels = scene.image[shape.ring.coverage > 0.99]
         hue, saturation, _ = colorsys.rgb_to_hsv(*(np.median(pixels, axis=0) / 255))
@@ -84,20 +84,20 @@ def test_no_pixel_belongs_to_two_shapes(scenes):
         assert covered.max() <= 1 + 1e-5
 
 
-def test_shapes_that_overlap_can_be_told_apart(scenes):
-    """Where two shapes meet, their colors differ, apart from shading and noise."""
+def test_overlapping_shapes_have_different_colours(scenes):
+    """Where two shapes meet, their colors differ by more than shading and noise."""
     met = 0
     for scene in scenes:
         colours = [np.median(scene.image[shape.ring.coverage > 0.99], axis=0) for shape in scene.shapes]
         grown = [binary_dilation(shape.ring.mask, iterations=2) for shape in scene.shapes]
         for one, other in itertools.combinations(range(len(scene.shapes)), 2):
-            if (grown[one] & grown[other]).sum() > 40:  # more than corners that touch
+            if (grown[one] & grown[other]).sum() > 40:  # more than touching corners
                 met += 1
                 assert np.abs(colours[one] - colours[other]).max() > 0.7 * 255 * LEAST_CONTRAST
     assert met > 20
 
 
-def test_what_is_outside_all_shapes_is_background_of_little_colour(scenes):
+def test_the_background_has_low_saturation(scenes):
     for scene in scenes:
         free = sum(shape.whole.coverage for shape in scene.shapes) == 0
         background = np.median(scene.image[free].astype(float), axis=0)
@@ -113,15 +113,15 @@ def test_shapes_are_large_enough_to_be_seen(shapes):
 
 
 def test_some_shapes_overlap(shapes):
-    """A circle has pi / 4 of its box unless something covers it."""
+    """A circle fills pi / 4 of its box unless another shape covers it."""
     fill = [
         shape.whole.mask.sum() / np.prod(np.subtract(shape.whole.box[2:], shape.whole.box[:2])) for _, shape in shapes
     ]
     assert min(part for part, (_, shape) in zip(fill, shapes, strict=True) if shape.kind == "circle") < 0.7
 
 
-def test_shapes_are_turned_every_way(shapes):
-    """The tip of a triangle is the pixel farthest from its center, one of three: their direction modulo 120 degrees."""
+def test_shapes_are_rotated_in_all_directions(shapes):
+    """A triangle's direction is that of the pixel farthest from its center, one of three tips, modulo 120 degrees."""
     turns = []
     for _, shape in shapes:
         if shape.kind == "triangle":
@@ -140,7 +140,7 @@ def test_a_box_bounds_its_mask(shapes):
         assert shape.whole.mask[y1].any() and shape.whole.mask[:, x2 - 1].any()  # noqa: PT018
 
 
-def test_phrases_name_what_they_say(scenes):
+def test_phrases_name_the_matching_shapes(scenes):
     for scene in scenes:
         for kind in KINDS:
             wanted = [shape.whole for shape in scene.shapes if shape.kind == kind]
@@ -158,11 +158,11 @@ def test_phrases_name_what_they_say(scenes):
 
 
 @pytest.mark.parametrize("phrase", ["", " ", "dog", "red dog", "red", "big red star", "star circle", "the", "crossess"])
-def test_other_phrases_name_nothing(scenes, phrase):
+def test_unsupported_phrases_name_nothing(scenes, phrase):
     assert all(scene.instances(phrase) == [] for scene in scenes)
 
 
-def test_synonyms_mean_what_they_stand_for(scenes):
+def test_synonyms_name_the_same_shapes(scenes):
     for scene in scenes:
         assert scene.instances("violet discs") == scene.instances("purple circle")
         assert scene.instances("white spot") == scene.instances("white dot")
@@ -180,8 +180,8 @@ def pillow_scenes() -> list[Scene]:
     return [draw_with_pillow(random) for _ in range(25)]
 
 
-def test_the_other_renderer_draws_what_it_says(pillow_scenes):
-    """Colors by their hue; kinds by how much of their box they fill, which no two upright ones share."""
+def test_the_other_renderer_matches_its_ground_truth(pillow_scenes):
+    """Identify colors by hue, and kinds by how much of its box an upright shape fills."""
     sides = [side for scene in pillow_scenes for side in scene.image.shape[:2]]
     assert min(sides) >= 300
     assert max(sides) <= 1600
@@ -206,6 +206,6 @@ def filled(shape):
     return shape.whole.mask.sum() / ((x2 - x1) * (y2 - y1))
 
 
-def test_shapes_of_the_other_renderer_do_not_touch(pillow_scenes):
+def test_shapes_from_the_other_renderer_do_not_overlap(pillow_scenes):
     for scene in pillow_scenes:
         assert sum(shape.whole.coverage for shape in scene.shapes).max() <= 1

@@ -1,4 +1,4 @@
-"""Masks at the source image's size are those of the whole logits, however little of them is computed."""
+"""Masks at the size of the source image equal those computed from all logits, although only a part is computed."""
 
 import subprocess
 import sys
@@ -34,7 +34,7 @@ def logits_at(place, dtype=torch.float32):
 
 
 def whole_mask(logits, width, height):
-    """As the package makes it."""
+    """Compute the mask as the sam3 package does."""
     whole = torch.nn.functional.interpolate(logits[None, None], (height, width), mode="bilinear", align_corners=False)
     return (whole.sigmoid() > 0.5)[0, 0].numpy()
 
@@ -42,13 +42,13 @@ def whole_mask(logits, width, height):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("width", "height"), WIDTHS_AND_HEIGHTS)
 @pytest.mark.parametrize("place", PLACES)
-def test_a_mask_is_that_of_the_whole_logits(place, width, height, dtype):
+def test_a_mask_equals_the_mask_from_all_logits(place, width, height, dtype):
     logits = logits_at(place, dtype)
     mask = Segment(logits, width, height, 0.5, "object").mask
     wanted = whole_mask(logits, width, height)
     assert mask.shape == wanted.shape
     assert mask.dtype == np.bool_
-    # coordinates and sums round otherwise; torch's own do in bfloat16 where it makes less of the logits
+    # coordinates and sums round differently; PyTorch itself rounds in bfloat16 when it shrinks the logits
     rounds_otherwise = dtype == torch.bfloat16 and max(width, height) < 288
     assert (mask != wanted).sum() <= (1e-3 if rounds_otherwise else 1e-5) * wanted.size
     if place == "nothing":
@@ -57,7 +57,7 @@ def test_a_mask_is_that_of_the_whole_logits(place, width, height, dtype):
         assert mask.any()
 
 
-def test_every_size_of_an_image_is_met():
+def test_masks_are_correct_at_any_image_size():
     random = np.random.default_rng(0)
     for _ in range(100):
         width, height = (int(side) for side in random.integers(1, 1000, 2))
@@ -68,7 +68,7 @@ def test_every_size_of_an_image_is_met():
         assert (mask != whole_mask(logits, width, height)).sum() <= 1, (width, height, top, left)
 
 
-def test_a_label_map_is_the_masks_one_on_top_of_the_other():
+def test_a_label_map_paints_the_masks_in_order():
     segments = [Segment(logits_at(place), 640, 427, 0.5, "object") for place in PLACES]
     wanted = np.zeros((427, 640), np.uint8)
     for number, segment in reversed(list(enumerate(segments, start=1))):
@@ -84,7 +84,7 @@ def test_an_empty_mask_has_an_empty_box():
     assert segment_of([[-1.0, -1.0], [-1.0, -1.0]], 40, 30).box == (0.0, 0.0, 0.0, 0.0)
 
 
-def test_masks_are_interpolated_between_the_networks_pixels():
+def test_masks_are_interpolated_between_logits():
     mask = segment_of([[5.0, -5.0], [5.0, -5.0]], 8, 2).mask
     assert mask.tolist() == [[True] * 4 + [False] * 4] * 2
     lopsided = segment_of([[15.0, -5.0], [15.0, -5.0]], 80, 2).mask
@@ -99,7 +99,7 @@ def test_the_better_segment_is_on_top_of_the_label_map():
     assert label_map([], 8, 4).tolist() == [[0] * 8] * 4
 
 
-def test_more_segments_than_a_label_map_can_number_are_refused():
+def test_more_segments_than_a_label_map_can_hold_are_refused():
     segments = [Segment(torch.zeros(4, 4), 8, 6, 0.5, "shoe")] * 256
     assert label_map(segments[:255], 8, 6).shape == (6, 8)
     with pytest.raises(ValueError, match="256 segments: a label map can number at most 255"):
@@ -107,7 +107,7 @@ def test_more_segments_than_a_label_map_can_number_are_refused():
 
 
 def test_many_instances_on_24_megapixels_take_less_than_half_a_gigabyte():
-    """Besides the label map, in a separate process. Keeping 60 masks at a time would take three times that."""
+    """Measured without the label map, in a separate process. Keeping 60 masks at once would take three times that."""
     code = """
 import resource, numpy as np, torch
 from sam3_engine.segments import label_map
@@ -129,7 +129,7 @@ def scored(place, score, label="object"):
     return Segment(logits_at(place), 640, 427, score, label)
 
 
-def test_the_better_one_is_on_top_wherever_it_stands():
+def test_the_higher_score_is_on_top_in_any_order():
     worse, better = scored("everything", 0.3), scored("in the middle", 0.8)
     painted = label_map([worse, better], 640, 427)
     assert np.array_equal(painted == 2, better.mask)
@@ -137,13 +137,13 @@ def test_the_better_one_is_on_top_wherever_it_stands():
     assert np.array_equal(label_map([better, worse], 640, 427) == 1, better.mask)
 
 
-def test_of_equal_ones_the_earlier_is_on_top():
+def test_of_equal_scores_the_earlier_is_on_top():
     first, second = scored("everything", 0.5), scored("in the middle", 0.5)
     assert np.array_equal(label_map([first, second], 640, 427) == 1, first.mask)
     assert np.array_equal(label_map([second, first], 640, 427) == 1, second.mask)
 
 
-def test_the_best_stay_in_their_order():
+def test_the_best_segments_keep_their_order():
     segments = [scored("nothing", score) for score in (0.5, 0.9, 0.1, 0.5, 0.7, 0.5)]
     assert best(segments, 4) == [0, 1, 3, 4]
     assert best(segments, 6) == best(segments, 99) == list(range(6))
@@ -154,7 +154,7 @@ def test_the_best_stay_in_their_order():
 
 
 def random_segments(count, seed, side=24):
-    """Segments whose masks overlap in many ways; some scores are equal, some masks empty, some the same."""
+    """Return segments whose masks overlap in many ways; some scores are equal, some masks are empty or equal."""
     random = np.random.default_rng(seed)
     segments = []
     for _ in range(count):
@@ -168,7 +168,7 @@ def random_segments(count, seed, side=24):
 
 
 def kept_by_the_book(segments, iou_threshold):
-    """Greedy, pair by pair."""
+    """Drop duplicates greedily, pair by pair."""
     masks = [segment.mask_logits.numpy() > 0 for segment in segments]
     kept = []
     for index in sorted(range(len(segments)), key=lambda index: (-segments[index].score, index)):
@@ -178,8 +178,8 @@ def kept_by_the_book(segments, iou_threshold):
 
 
 @pytest.mark.parametrize("iou_threshold", [0, 0.2, 0.5, 0.9, 1])
-@pytest.mark.parametrize("count", [1, 2, 40, 600])  # as many as are compared at once, and more
-def test_duplicates_are_dropped_as_pair_by_pair(count, iou_threshold):
+@pytest.mark.parametrize("count", [1, 2, 40, 600])  # below and above the number compared at once
+def test_duplicates_are_dropped_as_by_pairwise_comparison(count, iou_threshold):
     segments = random_segments(count, seed=count)
     kept = drop_duplicates(segments, iou_threshold)
     assert kept == kept_by_the_book(segments, iou_threshold)
@@ -189,8 +189,8 @@ def test_duplicates_are_dropped_as_pair_by_pair(count, iou_threshold):
         assert len(kept) < count
 
 
-def test_duplicates_are_found_in_every_precision_and_under_autocast():
-    """Sums of mask pixels are beyond what half precision can count."""
+def test_duplicates_are_dropped_in_every_precision_and_under_autocast():
+    """Half precision cannot represent the number of pixels in a mask exactly."""
     logits = torch.full((288, 288), -1.0)
     logits[:144] = 1
     more = logits.clone()
@@ -202,8 +202,8 @@ def test_duplicates_are_found_in_every_precision_and_under_autocast():
             assert drop_duplicates(segments, 0.996) == segments[:1]
 
 
-def test_what_is_like_a_dropped_one_only_is_kept():
-    """A chain: each overlaps the next, the first and the last do not."""
+def test_a_segment_that_only_overlaps_a_dropped_one_is_kept():
+    """In a chain, each segment overlaps the next, but the first and the last do not overlap."""
     segments = []
     for offset, score in ((0, 0.9), (8, 0.8), (16, 0.7)):
         logits = torch.full((48, 48), -1.0)

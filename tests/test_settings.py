@@ -1,4 +1,4 @@
-"""The parameters: their defaults, how they are read from strings and written to them, and what importing them costs."""
+"""The parameters: their defaults, their conversion from and to strings, and what importing them loads."""
 
 import dataclasses
 import subprocess
@@ -49,7 +49,7 @@ CHANGED = Settings(
 )
 
 
-def test_the_defaults():
+def test_the_defaults_match_the_table():
     assert dataclasses.asdict(Settings()) == {"cuda": cuda_present(), **DEFAULTS}
 
 
@@ -67,7 +67,7 @@ def test_settings_cannot_be_changed():
 
 
 @pytest.mark.parametrize("name", CHANGED.to_strings())
-def test_a_partial_map_keeps_the_rest(name):
+def test_a_partial_map_keeps_the_other_settings(name):
     updated = Settings().updated({name: CHANGED.to_strings()[name]})
     assert updated == dataclasses.replace(Settings(), **{name: getattr(CHANGED, name)})
 
@@ -78,7 +78,7 @@ def test_unknown_names_are_ignored(strings):
     assert CHANGED.updated({**strings, "input_text": "hat"}) == dataclasses.replace(CHANGED, input_text="hat")
 
 
-def test_an_update_leaves_the_original_as_it_was():
+def test_an_update_does_not_change_the_original():
     original = dataclasses.replace(CHANGED)
     original.updated(Settings().to_strings())
     assert original == CHANGED
@@ -101,7 +101,7 @@ def test_an_update_leaves_the_original_as_it_was():
         (" True\n", True),
     ],
 )
-def test_booleans_in_every_spelling(name, text, value):
+def test_booleans_are_read_in_every_spelling(name, text, value):
     assert getattr(Settings().updated({name: text}), name) is value
 
 
@@ -118,7 +118,7 @@ def test_booleans_in_every_spelling(name, text, value):
         (" 50\n", 50),
     ],
 )
-def test_percentages_in_every_spelling(text, value):
+def test_percentages_are_read_in_every_spelling(text, value):
     percent = Settings().updated({"input_size_percent": text}).input_size_percent
     assert percent == value
     assert type(percent) is int
@@ -139,7 +139,7 @@ def test_percentages_in_every_spelling(text, value):
     ],
 )
 @pytest.mark.parametrize("name", ["confidence_threshold", "iou_threshold"])
-def test_thresholds_in_every_spelling(name, text, value):
+def test_thresholds_are_read_in_every_spelling(name, text, value):
     threshold = getattr(Settings().updated({name: text}), name)
     assert threshold == value
     assert type(threshold) is float
@@ -170,12 +170,12 @@ PERCENT_OUT_OF_RANGE = ["0", "0.5", "-1", "-50", "101", "100.5", "50.5", "100.00
 
 
 @pytest.mark.parametrize("text", PERCENT_OUT_OF_RANGE + MALFORMED, ids=names(PERCENT_OUT_OF_RANGE + MALFORMED))
-def test_other_than_a_whole_percentage_is_refused(text):
+def test_invalid_percentages_are_refused(text):
     assert_refused("input_size_percent", text, "expected a whole number from 1 to 100")
 
 
 @pytest.mark.parametrize(("text", "value"), [("0", 0), ("112", 112), ("2016", 2016), (" 504\n", 504), ("336.0", 336)])
-def test_model_input_sizes_in_every_spelling(text, value):
+def test_model_input_sizes_are_read_in_every_spelling(text, value):
     size = Settings().updated({"model_input_size": text}).model_input_size
     assert size == value
     assert type(size) is int
@@ -185,7 +185,7 @@ SIZES_OUT_OF_RANGE = ["1", "111", "2017", "-112", "504.5", "1e6", "0.1"]
 
 
 @pytest.mark.parametrize("text", SIZES_OUT_OF_RANGE + MALFORMED, ids=names(SIZES_OUT_OF_RANGE + MALFORMED))
-def test_other_than_0_or_a_size_in_range_is_refused(text):
+def test_invalid_model_input_sizes_are_refused(text):
     assert_refused("model_input_size", text, "expected 0, or a whole number from 112 to 2016")
 
 
@@ -194,7 +194,7 @@ THRESHOLD_OUT_OF_RANGE = ["-0.1", "-1", "1.1", "2", "50", "1.0000000001", "-1e-3
 
 @pytest.mark.parametrize("text", THRESHOLD_OUT_OF_RANGE + MALFORMED, ids=names(THRESHOLD_OUT_OF_RANGE + MALFORMED))
 @pytest.mark.parametrize("name", ["confidence_threshold", "iou_threshold"])
-def test_other_than_a_fraction_is_refused_as_threshold(name, text):
+def test_invalid_thresholds_are_refused(name, text):
     assert_refused(name, text, "expected a number from 0 to 1")
 
 
@@ -204,11 +204,11 @@ NOT_A_BOOLEAN += ["2", "-1", "10", "maybe", "TrueFalse", "True,", "'True'", "[Tr
 
 @pytest.mark.parametrize("name", ["cuda", "multimask_output", "instance_output"])
 @pytest.mark.parametrize("text", NOT_A_BOOLEAN, ids=names(NOT_A_BOOLEAN))
-def test_other_than_a_boolean_is_refused(name, text):
+def test_invalid_booleans_are_refused(name, text):
     assert_refused(name, text, "expected True or False")
 
 
-# --- strings and back
+# --- round trips through strings
 
 ANY_SETTINGS = st.builds(
     Settings,
@@ -225,7 +225,7 @@ ANY_SETTINGS = st.builds(
 
 @hypothesis_settings(max_examples=200, deadline=None)
 @given(settings=ANY_SETTINGS, others=ANY_SETTINGS)
-def test_settings_survive_the_way_through_strings(settings, others):
+def test_settings_survive_a_round_trip_through_strings(settings, others):
     strings = settings.to_strings()
     assert others.updated(strings) == settings
     assert set(strings) == {"cuda", *DEFAULTS}
@@ -252,7 +252,7 @@ def test_the_prompt_is_parsed_from_the_strings():
     assert Settings().updated({**strings, "input_text": " red  shoe"}).prompt().prompt == ConceptPrompt(("red shoe",))
 
 
-def test_what_is_drawn_is_the_prompt_if_nothing_is_typed():
+def test_drawn_graphics_are_the_prompt_if_nothing_is_typed():
     drawing = Drawing(points=((5, 6),))
     assert Settings().prompt(drawing) == ChosenPrompt(GeometricPrompt((), ((5, 6),), (1,)), drawn=True)
     assert Settings().prompt() is None
@@ -262,7 +262,7 @@ def test_what_is_drawn_is_the_prompt_if_nothing_is_typed():
     ("name", "text"),
     [("input_box", "[[1, 2, 3]]"), ("input_point", "[[NaN, 1]]"), ("input_point_label", "2")],
 )
-def test_a_malformed_prompt_is_refused_when_it_is_asked_for(name, text):
+def test_a_malformed_prompt_is_refused_on_use(name, text):
     settings = Settings().updated({name: text})
     with pytest.raises(PromptError, match=f"^{name} = "):
         settings.prompt()

@@ -1,4 +1,4 @@
-"""Nothing grows over many runs: a short `make soak`, and the checks it makes."""
+"""Nothing grows over many runs: a short `make soak`, and its checks."""
 
 import json
 
@@ -10,7 +10,7 @@ from benchmarks.timing import last_line_of
 FLAT = {"memory": [10**9] * 100, "files": [5] * 100, "threads": [9] * 100, "seconds": [0.1] * 100, "refused": 7}
 
 
-def test_a_hundred_runs_leave_no_trace():
+def test_a_hundred_runs_leave_nothing_behind():
     soaked = Soaked(**json.loads(last_line_of("benchmarks.soak", "--runs", 100, "--json")))
     assert len(soaked.memory) == 100
     assert 0 < soaked.refused < 40
@@ -26,7 +26,7 @@ def test_a_hundred_runs_leave_no_trace():
         ("seconds", [0.1] * 50 + [0.2] * 50, "runs take 2.0 times as long"),
     ],
 )
-def test_what_grows_is_named(what, watched, fault):
+def test_growing_resources_are_reported(what, watched, fault):
     assert Soaked(**FLAT).faults() == []
     soaked = Soaked(**{**FLAT, what: watched})
     assert soaked.faults() == [fault]

@@ -1,4 +1,4 @@
-"""The pieces of the training run, and that a run can be interrupted."""
+"""The parts of the training run, and resuming an interrupted run."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 TINY = Architecture.from_dict(
     {**SMALL.to_dict(), "queries": 16, "vit_pretrain_resolution": SMALL.resolution, "vit_global_blocks": (1, 2)}
 )
-# memory and masks as prompts (video), a text pooling and a level of the pyramids that the package leaves out
+# memory and mask prompts (video only); a text projection and a pyramid level that the package does not use
 UNUSED = ("maskmem_", "model.transformer.", "mask_down", "obj_score", "no_obj", "obj_ptr", "no_mem_pos_enc")
 UNUSED += ("text_projection", "convs.3.", "geometry_encoder.points_")
 PLAN = Plan(seed=3, dense_steps=2, dense_scenes=2, steps=5, scenes=2)
@@ -36,7 +36,7 @@ PLAN = Plan(seed=3, dense_steps=2, dense_scenes=2, steps=5, scenes=2)
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Networks this small are slower on several threads, which wait for each other at every step."""
+    """Use one thread: such small networks are slower on several, which wait for each other at every step."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -48,7 +48,7 @@ def batch():
     return Batches(TINY, seed=5, scenes=6, prompts=True)[7]
 
 
-def test_a_batch_is_a_function_of_seed_and_number(batch):
+def test_a_batch_depends_only_on_seed_and_number(batch):
     again, next_one = Batches(TINY, seed=5, scenes=6, prompts=True)[7], Batches(TINY, seed=5, scenes=6, prompts=True)[8]
     assert torch.equal(batch.images, again.images)
     assert torch.equal(batch.masks, again.masks)
@@ -65,7 +65,7 @@ def test_regions_have_the_boxes_of_their_masks(batch):
         assert abs((y + height / 2) - float(rows.max() + 1)) < 1.3
 
 
-def test_points_lie_on_what_they_ask_for(batch):
+def test_points_lie_on_the_side_of_their_label(batch):
     side = batch.masks.shape[-1]
     asked = 0
     for prompts in batch.outlines:
@@ -78,7 +78,7 @@ def test_points_lie_on_what_they_ask_for(batch):
     assert asked > 20
 
 
-def test_dense_targets_say_what_is_where():
+def test_dense_targets_match_the_scene():
     random = np.random.default_rng(6)
     scenes = [draw_scene(random, 112, 112) for _ in range(10)]
     targets = _dense_targets(scenes, 112)
@@ -99,7 +99,7 @@ def test_dense_targets_say_what_is_where():
 
 
 def answered(batch, scores):
-    """Outputs of a detector that finds each answer exactly, one query each, from the last query on."""
+    """Return the outputs of a detector whose last queries each find one answer exactly."""
     count, queries = len(batch.detector_prompts), 12
     outputs = {
         "pred_logits": torch.full((count, queries, 1), -scores),
@@ -116,7 +116,7 @@ def answered(batch, scores):
     return outputs
 
 
-def test_queries_are_matched_to_the_answers_that_they_are(batch):
+def test_queries_are_matched_to_their_answers(batch):
     outputs = answered(batch, scores=9.0)
     prompts, queries, regions = _match(outputs["pred_logits"][..., 0], outputs["pred_boxes"], batch, most_matches=1)
     matched = set(zip(prompts.tolist(), queries.tolist(), regions.tolist(), strict=True))
@@ -127,7 +127,7 @@ def test_queries_are_matched_to_the_answers_that_they_are(batch):
     }
 
 
-def test_an_answer_may_have_several_queries(batch):
+def test_an_answer_can_match_several_queries(batch):
     outputs = answered(batch, scores=9.0)
     prompts, queries, regions = _match(outputs["pred_logits"][..., 0], outputs["pred_boxes"], batch, most_matches=3)
     for number, prompt in enumerate(batch.detector_prompts):
@@ -138,7 +138,7 @@ def test_an_answer_may_have_several_queries(batch):
             assert sorted(of_prompt.tolist()) == sorted(prompt.answers * each)
 
 
-def test_detector_losses_are_least_for_the_answers_themselves(batch):
+def test_detector_losses_are_lowest_for_the_answers(batch):
     right = _instance_losses(answered(batch, scores=9.0), batch)
     undecided = _instance_losses(answered(batch, scores=0.0), batch)
     wrong = _instance_losses(answered(batch, scores=-9.0), batch)
@@ -148,23 +148,23 @@ def test_detector_losses_are_least_for_the_answers_themselves(batch):
     assert right["giou"] < 1e-4
     negated = answered(batch, scores=9.0)
     negated["pred_masks"] *= -1
-    assert right["dice"] < 1  # out of 2; pixels at edges are partly covered, which a binary mask cannot express
+    assert right["dice"] < 1  # out of 2; edge pixels are partly covered, which a binary mask cannot represent
     assert _instance_losses(negated, batch)["dice"] > 1.8
     moved = answered(batch, scores=9.0)
     moved["pred_boxes"][..., 0] += 0.1
     assert _instance_losses(moved, batch)["giou"] > 0.1
 
 
-def test_each_acceptable_region_gets_a_token_of_its_own():
+def test_each_acceptable_region_gets_its_own_token():
     cost = torch.tensor([[3.0, 1.0, 3.0], [1.0, 0.0, 9.0], [5.0, 5.0, 4.0]])
     rows, tokens = _assign(cost, counts=[2, 1])  # the first prompt has two acceptable regions
     assert rows.tolist() == [0, 1, 2]
     assert tokens.tolist() == [1, 0, 2]
 
 
-def test_the_iou_to_estimate_is_that_with_the_answer_or_the_next_acceptable_region():
+def test_iou_targets_use_the_answer_or_the_best_acceptable_region():
     masks = torch.zeros(2, 4, 4, dtype=torch.bool)
-    masks[0, :2], masks[1, :1] = True, True  # the answer, and another region that could be meant
+    masks[0, :2], masks[1, :1] = True, True  # the answer and another acceptable region
     found = torch.stack([masks[0], masks[1], masks[0], torch.zeros(4, 4, dtype=torch.bool)])[None]
     ious = _true_ious(found, masks[:1], masks, owners=[0, 0])
     assert ious.tolist() == [[1, 1, 1, 0]]
@@ -172,9 +172,9 @@ def test_the_iou_to_estimate_is_that_with_the_answer_or_the_next_acceptable_regi
     assert ious.tolist() == [[0.5, 1, 0.5, 0]]
 
 
-def test_heads_start_by_looking_at_a_neighbour():
+def test_heads_initially_attend_to_a_neighbour():
     network = build_network(dataclasses.replace(TINY, vit_window=TINY.grid), CPU)
-    attention = network.backbone.vision_backbone.trunk.blocks[1].attn  # of the whole image
+    attention = network.backbone.vision_backbone.trunk.blocks[1].attn  # a global block
     side, heads = TINY.grid, attention.num_heads
     with torch.no_grad():
         _attend_to_neighbours(attention, _NEIGHBOURS[0])
@@ -188,7 +188,7 @@ def test_heads_start_by_looking_at_a_neighbour():
                 assert looks_at[head, row, column] == (row + y) * side + column + x
 
 
-def test_mask_losses_are_least_for_the_mask_itself():
+def test_mask_losses_are_lowest_for_the_mask_itself():
     masks = torch.zeros(3, 16, 16)
     masks[:, 4:9, 5:12] = 1
     logits = torch.stack([20 * (2 * masks[0] - 1), torch.zeros(16, 16), -20 * (2 * masks[0] - 1)])
@@ -197,23 +197,23 @@ def test_mask_losses_are_least_for_the_mask_itself():
     assert dice[0] < 1e-2 < dice[1] < dice[2]
 
 
-def test_half_of_the_weight_is_near_the_region():
+def test_pixels_near_the_region_weigh_more():
     masks = torch.zeros(2, 32, 32)
     masks[:, :4, :4] = 1
     logits = torch.full((2, 32, 32), -20.0)
     logits[:, :4, :4] = 20
-    logits[0, 0, 0] = -20  # one wrong pixel in the region, and one far from it
+    logits[0, 0, 0] = -20  # one wrong pixel inside the region, one far from it
     logits[1, 31, 31] = 20
     cross_entropy, _ = mask_losses(logits, masks)
     assert cross_entropy[0] > 5 * cross_entropy[1] > 0
 
 
-def test_pairs_are_the_cheapest():
+def test_assignment_finds_the_cheapest_pairs():
     rows, columns = cheapest_pairs(torch.tensor([[1.0, 2.0], [1.1, 9.0], [float("nan"), 0.5]]))
     assert list(zip(rows.tolist(), columns.tolist(), strict=True)) == [(0, 0), (2, 1)]
 
 
-def test_mask_iou_of_batches():
+def test_mask_iou_broadcasts_over_batches():
     one, other = torch.zeros(2, 1, 4, 4, dtype=torch.bool), torch.zeros(2, 3, 4, 4, dtype=torch.bool)
     one[..., :2] = True
     other[0, 1, :, 1:3] = True
@@ -221,7 +221,7 @@ def test_mask_iou_of_batches():
 
 
 def test_dense_heads_learn_from_features(batch):
-    """The losses fall if the features contain the answer."""
+    """The losses decrease if the features contain the answer."""
     torch.manual_seed(0)
     width = 32
     heads = DenseHeads(width)
@@ -247,7 +247,7 @@ def test_dense_heads_learn_from_features(batch):
         assert seen[-1][name] < 0.3 * seen[0][name]
 
 
-def test_exemplar_boxes_of_several_prompts_are_padded_alike():
+def test_exemplar_boxes_of_several_prompts_are_padded():
     boxes = [torch.rand(count, 4) for count in (0, 2, 1)]
     labels = [torch.zeros(0, dtype=torch.long), torch.tensor([1, 0]), torch.tensor([1])]
     shown = exemplar_boxes(boxes, labels)
@@ -259,7 +259,7 @@ def test_exemplar_boxes_of_several_prompts_are_padded_alike():
     assert shown.box_labels[0, 2]
 
 
-def test_what_exemplar_boxes_show_is_learned_by_the_geometry_encoder(batch):
+def test_the_geometry_encoder_learns_the_content_of_exemplar_boxes(batch):
     """With fixed image features, a box's token learns its kind and color."""
     torch.manual_seed(1)
     training = Training(PLAN, CPU, TINY)
@@ -285,11 +285,11 @@ def finished(training, state_file):
     return training
 
 
-def test_a_resumed_run_is_the_run(tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     state_file = tmp_path / "state.pt"
     whole = finished(Training(PLAN, CPU, TINY), state_file)
     half = Training(PLAN, CPU, TINY)
-    half.plan = dataclasses.replace(PLAN, steps=3)  # stops here; the schedule is still that of the whole plan
+    half.plan = dataclasses.replace(PLAN, steps=3)  # stop here, but keep the schedule of the whole plan
     finished(half, state_file)
     half.plan = PLAN
     half.save(state_file)
@@ -303,7 +303,7 @@ def test_a_resumed_run_is_the_run(tmp_path):
         assert torch.equal(tensor, resumed.average.state_dict()[name]), name
 
 
-def test_a_state_of_another_plan_is_refused(tmp_path):
+def test_a_state_from_another_plan_is_refused(tmp_path):
     training = Training(PLAN, CPU, TINY)
     training.save(tmp_path / "state.pt")
     other = Training(dataclasses.replace(PLAN, rate=0.1), CPU, TINY)
@@ -311,7 +311,7 @@ def test_a_state_of_another_plan_is_refused(tmp_path):
         other.load(tmp_path / "state.pt")
 
 
-def test_a_state_of_another_architecture_is_refused(tmp_path):
+def test_a_state_from_another_architecture_is_refused(tmp_path):
     training = Training(PLAN, CPU, TINY)
     training.save(tmp_path / "state.pt")
     other = Training(PLAN, CPU, dataclasses.replace(TINY, ffn_width=32))
@@ -319,7 +319,7 @@ def test_a_state_of_another_architecture_is_refused(tmp_path):
         other.load(tmp_path / "state.pt")
 
 
-def test_the_command_trains_and_logs_and_leaves_no_state(tmp_path, monkeypatch, capsys):
+def test_the_command_trains_logs_and_removes_its_state(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("training.train.SHAPES", TINY)
     plan = ["--steps", "3", "--dense-steps", "2", "--scenes", "2", "--dense-scenes", "2"]
     state = tmp_path / "a" / "b" / "state.pt"
@@ -341,7 +341,7 @@ def test_the_command_trains_and_logs_and_leaves_no_state(tmp_path, monkeypatch, 
     assert not state.exists()
 
 
-def test_the_command_says_from_where_it_resumes(tmp_path, monkeypatch, capsys):
+def test_the_command_says_where_it_resumes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("training.train.SHAPES", TINY)
     state = tmp_path / "state.pt"
     half = Training(PLAN, CPU, TINY)
@@ -355,14 +355,14 @@ def test_the_command_says_from_where_it_resumes(tmp_path, monkeypatch, capsys):
     assert f"Training from step 3, saved in {state}, to step {PLAN.steps};" in capsys.readouterr().out
 
 
-def test_the_command_says_what_is_wrong_before_it_trains(tmp_path, monkeypatch, capsys):
+def test_the_command_reports_errors_before_training(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["train", str(tmp_path / "nowhere" / "trained.pt")])
     with pytest.raises(SystemExit):
         train_main()
     assert "nowhere for the checkpoint does not exist" in capsys.readouterr().err
 
 
-def test_every_part_that_images_use_is_trained(tmp_path):
+def test_every_parameter_used_for_images_is_trained(tmp_path):
     training = Training(PLAN, CPU, TINY)
     before = {name: tensor.clone() for name, tensor in training.network.named_parameters()}
     finished(training, tmp_path / "state.pt")
@@ -370,7 +370,7 @@ def test_every_part_that_images_use_is_trained(tmp_path):
     assert not {name for name in unchanged if not any(part in name for part in UNUSED)}
 
 
-def test_words_that_scenes_do_not_know_stay_alike(tmp_path):
+def test_embeddings_of_unused_words_stay_zero(tmp_path):
     training = finished(Training(PLAN, CPU, TINY), tmp_path / "state.pt")
     language = training.network.backbone.language_backbone
     embedding = language.encoder.token_embedding.weight
@@ -380,7 +380,7 @@ def test_words_that_scenes_do_not_know_stay_alike(tmp_path):
     assert (embedding[used].abs().sum(dim=1) > 0).all()
 
 
-def test_the_checkpoint_is_one_that_the_engine_loads(tmp_path):
+def test_the_engine_loads_the_checkpoint(tmp_path):
     training = finished(Training(PLAN, CPU, TINY), tmp_path / "state.pt")
     training.write_checkpoint(tmp_path / "trained.pt")
     model = load_model(tmp_path / "trained.pt", CPU, torch.float32)

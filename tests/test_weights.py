@@ -216,7 +216,7 @@ def assert_says_where_to_put_the_file(outcome: Outcome, machine: Machine) -> Non
 # Search order
 
 
-def test_a_named_file_wins_over_all_others(machine, hub):
+def test_a_named_file_takes_precedence(machine, hub):
     fill_cache(machine, hub)
     write(machine.beside_the_plugin)
     named = write(machine.folder / "mine.pt")
@@ -226,7 +226,7 @@ def test_a_named_file_wins_over_all_others(machine, hub):
 
 
 @pytest.mark.parametrize("nothing_named", ["", "  "])
-def test_the_file_beside_the_plugin_wins_over_the_cache(machine, hub, nothing_named):
+def test_the_weights_folder_takes_precedence_over_the_cache(machine, hub, nothing_named):
     fill_cache(machine, hub)
     write(machine.beside_the_plugin)
 
@@ -241,7 +241,7 @@ def test_the_cache_is_used_without_a_request_to_the_hub(machine, hub):
     assert hub.requests == []
 
 
-def test_the_hub_is_asked_when_the_file_is_nowhere(machine, hub):
+def test_the_file_is_downloaded_if_it_is_not_on_this_machine(machine, hub):
     assert machine.find_checkpoint().path.read_bytes() == PUBLISHED
     assert [request.method for request in hub.requests] == ["HEAD", "GET"]
 
@@ -250,7 +250,7 @@ def test_the_hub_is_asked_when_the_file_is_nowhere(machine, hub):
 
 
 @pytest.mark.parametrize("written", ["~/mine.pt", "  {home}/mine.pt\t", " ~/mine.pt\n"])
-def test_a_named_file_may_start_in_the_home_folder_and_have_blanks_around(machine, written):
+def test_a_path_may_begin_with_a_tilde_and_have_surrounding_spaces(machine, written):
     named = write(machine.home / "mine.pt")
 
     assert machine.find_checkpoint(written.format(home=machine.home)).path == named
@@ -258,7 +258,7 @@ def test_a_named_file_may_start_in_the_home_folder_and_have_blanks_around(machin
 
 # relative paths: messages shorten long ones, and the path of a temporary folder may be long
 @pytest.mark.parametrize(("named", "reason"), [("absent/mine.pt", "no such file"), ("tests", "a folder")])
-def test_a_named_file_that_is_none_is_refused(machine, hub, named, reason):
+def test_a_path_that_is_not_a_file_is_refused(machine, hub, named, reason):
     write(machine.beside_the_plugin)
 
     outcome = machine.find_checkpoint(f" {named} ")
@@ -270,14 +270,14 @@ def test_a_named_file_that_is_none_is_refused(machine, hub, named, reason):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such file")
-def test_what_is_no_file_says_so(machine):
+def test_a_special_file_is_refused(machine):
     assert "this is not a file" in machine.find_checkpoint("/dev/zero").message
 
 
 # Successful downloads
 
 
-def test_a_download_is_one_file_inside_the_cache_and_happens_once(machine, hub):
+def test_a_download_stays_in_the_cache_and_happens_once(machine, hub):
     path = machine.find_checkpoint(HF_TOKEN=TOKEN).path
 
     assert path.read_bytes() == PUBLISHED
@@ -323,7 +323,7 @@ def test_a_download_resumes_when_the_connection_is_cut(machine, hub):
     assert outcome.path.read_bytes() == hub.content
 
 
-def test_a_file_that_was_missing_on_the_hub_is_asked_for_again(machine, hub):
+def test_a_file_missing_on_the_hub_is_requested_again_in_the_next_call(machine, hub):
     hub.denial = NO_FILE
     assert machine.find_checkpoint().error == "WeightsError"
 
@@ -335,7 +335,7 @@ def test_a_file_that_was_missing_on_the_hub_is_asked_for_again(machine, hub):
 
 
 @pytest.mark.parametrize(("denial", "token"), NO_ACCESS)
-def test_a_hub_that_denies_access_leads_to_the_steps_to_get_it(machine, hub, denial, token):
+def test_denied_access_gives_the_steps_to_get_access(machine, hub, denial, token):
     hub.denial = denial
 
     outcome = machine.find_checkpoint(HF_TOKEN=token)
@@ -348,7 +348,7 @@ def test_a_hub_that_denies_access_leads_to_the_steps_to_get_it(machine, hub, den
     assert carried == {f"Bearer {token}" if token else None}
 
 
-def test_a_file_that_the_hub_does_not_have_can_be_put_by_hand(machine, hub):
+def test_a_file_missing_on_the_hub_can_be_provided_by_hand(machine, hub):
     hub.denial = NO_FILE
 
     outcome = machine.find_checkpoint()
@@ -359,7 +359,7 @@ def test_a_file_that_the_hub_does_not_have_can_be_put_by_hand(machine, hub):
 
 
 @pytest.mark.parametrize("status", [500, 503])
-def test_a_hub_out_of_order_is_named_by_its_status(machine, hub, status):
+def test_server_errors_name_the_http_status(machine, hub, status):
     hub.denial = Denial(status)
 
     outcome = machine.find_checkpoint()
@@ -370,7 +370,7 @@ def test_a_hub_out_of_order_is_named_by_its_status(machine, hub, status):
     assert_says_where_to_put_the_file(outcome, machine)
 
 
-def test_a_hub_that_cannot_be_reached_leaves_the_file_to_the_user(machine):
+def test_an_unreachable_hub_says_where_to_put_the_file(machine):
     with socket.socket() as closed_port:  # bound, so that no other process takes it, but not listening
         closed_port.bind(("127.0.0.1", 0))
         machine.endpoint = f"http://127.0.0.1:{closed_port.getsockname()[1]}"
@@ -392,21 +392,21 @@ def test_a_hub_that_cannot_be_reached_leaves_the_file_to_the_user(machine):
     ],
     ids=str,
 )
-def test_odd_settings_of_the_network_leave_the_file_to_the_user(machine, environment):
+def test_invalid_network_settings_say_where_to_put_the_file(machine, environment):
     machine.endpoint = "http://192.0.2.1"  # not this machine: requests to it bypass proxies
     outcome = machine.find_checkpoint(**environment)
     assert outcome.error == "WeightsError"
     assert_says_where_to_put_the_file(outcome, machine)
 
 
-def test_a_damaged_cache_leaves_the_file_to_the_user(machine, hub):
+def test_a_damaged_cache_says_where_to_put_the_file(machine, hub):
     (fill_cache(machine, hub).parents[2] / "refs" / "main").write_bytes(b"\xff\xfe")
     outcome = machine.find_checkpoint()
     assert outcome.error == "WeightsError"
     assert_says_where_to_put_the_file(outcome, machine)
 
 
-def test_a_connection_that_is_cut_again_and_again_ends_the_download(machine, hub):
+def test_a_download_ends_if_the_connection_keeps_failing(machine, hub):
     hub.cuts = 100
 
     outcome = machine.find_checkpoint()
@@ -418,7 +418,7 @@ def test_a_connection_that_is_cut_again_and_again_ends_the_download(machine, hub
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.getuid() != 0, reason="only root may mount")
-def test_a_full_disk_is_named_and_room_mends_it(machine, hub):
+def test_a_full_disk_is_reported_and_the_next_call_works_once_there_is_space(machine, hub):
     machine.hf_home.mkdir()
     disk = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(machine.hf_home)]
     if subprocess.run(disk, capture_output=True, check=False).returncode:
@@ -434,7 +434,7 @@ def test_a_full_disk_is_named_and_room_mends_it(machine, hub):
     assert machine.find_checkpoint(HF_TOKEN=TOKEN).path.read_bytes() == PUBLISHED
 
 
-def test_a_token_that_is_revoked_in_the_middle_leads_to_the_steps_to_get_another(machine, hub):
+def test_a_token_revoked_during_the_download_gives_the_steps_to_get_access(machine, hub):
     hub.content = random.Random(4).randbytes(25 * 2**20)
     hub.cuts, hub.revoked_after = 1, 1
 
@@ -446,14 +446,14 @@ def test_a_token_that_is_revoked_in_the_middle_leads_to_the_steps_to_get_another
     assert TOKEN not in outcome.message
 
 
-def test_a_revoked_token_does_not_matter_while_the_file_is_here(machine, hub):
+def test_a_revoked_token_does_not_matter_if_the_file_is_cached(machine, hub):
     cached = fill_cache(machine, hub)
     hub.denial = Denial(401, "", "Invalid credentials in Authorization header")
     assert machine.find_checkpoint(HF_TOKEN=TOKEN).path == cached
     assert hub.requests == []
 
 
-def test_offline_mode_asks_no_hub_and_leaves_the_file_to_the_user(machine, hub):
+def test_offline_mode_makes_no_request_and_says_where_to_put_the_file(machine, hub):
     outcome = machine.find_checkpoint(HF_HUB_OFFLINE="1")
 
     assert outcome.error == "WeightsError"

@@ -1,4 +1,4 @@
-"""The state that belongs to the whole process, or outlives a call in its thread."""
+"""State of the whole process, or of a thread, that a call could change."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ import torch
 
 
 def snapshot():
-    """Return all of this state that a plugin might change, by name."""
+    """Return all state that a plugin might change, by name."""
     backends = torch.backends
     return {
         "autocast": [(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")],
@@ -44,13 +44,13 @@ def snapshot():
 
 
 def changes(before, after):
-    """Return the names of what differs; new loggers do not count, changes to existing ones do."""
+    """Return the names of the state that differs; new loggers do not count, changes to existing ones do."""
     after = {**after, "logging": {name: after["logging"].get(name) for name in before["logging"]}}
     return [name for name in before if before[name] != after[name]]
 
 
 def older_fp32_precision():
-    """Return the settings of the older of torch's two APIs; torch refuses to read them once the newer one differs."""
+    """Return the settings of PyTorch's older precision API; PyTorch cannot read them once the newer API differs."""
     try:
         return torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32
     except RuntimeError:

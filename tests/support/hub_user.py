@@ -1,8 +1,8 @@
-"""Uses the plugin as someone does who has only ikomia, for :mod:`test_hub`; it may run in another environment.
+"""Use the plugin with only ikomia installed, for :mod:`test_hub`, possibly in another environment.
 
     python hub_user.py http://127.0.0.1:8000 plugins_folder sam3.pt picture.png
 
-Prints what came of it as JSON.
+Prints the results as JSON.
 """
 
 import hashlib

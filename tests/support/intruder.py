@@ -1,10 +1,10 @@
-"""A pickle with code in it."""
+"""A pickle that runs code."""
 
 import os
 
 
 class Intruder:
-    """Makes a folder when it is unpickled."""
+    """Create a folder when unpickled."""
 
     def __init__(self, evidence):
         self.evidence = str(evidence)

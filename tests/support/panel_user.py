@@ -1,6 +1,6 @@
 """Type into the settings panel and press Apply, in real Qt, for :mod:`test_panel`.
 
-Reads tasks as JSON from standard input, one per line, and prints what happened as JSON. It is a separate process,
+Reads tasks as JSON from standard input, one per line, and prints the results as JSON. It is a separate process,
 because a process can have only one ``QApplication``.
 """
 
@@ -8,7 +8,7 @@ import hashlib
 import json
 import sys
 
-from ikomia.dataprocess.workflow import Workflow  # its Qt is to be loaded before PyQt's
+from ikomia.dataprocess.workflow import Workflow  # load its Qt before PyQt's
 
 # isort: split
 from PyQt6.QtWidgets import QAbstractSpinBox, QApplication, QCheckBox, QFileDialog, QLabel, QLineEdit, QPushButton
@@ -82,7 +82,7 @@ def perform(task):
 
 
 def main():
-    application = QApplication([])  # noqa: F841 - Qt needs a reference to it
+    application = QApplication([])  # noqa: F841 - Qt needs the reference
     for line in sys.stdin:
         print(json.dumps(perform(json.loads(line))), flush=True)
 
