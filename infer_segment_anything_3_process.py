@@ -15,11 +15,14 @@ from ikomia import core, dataprocess
 
 from .infer_segment_anything_3_outputs import SegmentOutputs
 from .sam3_engine import __version__
+from .sam3_engine.devices import choose_device
 from .sam3_engine.errors import quote
 from .sam3_engine.prompt_strings import Drawing
 from .sam3_engine.settings import Settings
 
 if TYPE_CHECKING:
+    import torch
+
     from .sam3_engine import Predictor
 
 logger = logging.getLogger(__name__)
@@ -69,6 +72,8 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
     def __init__(self, name: str, param: InferSegmentAnything3Param | None) -> None:
         dataprocess.CSemanticSegmentationTask.__init__(self, name)
         self.set_param_object(InferSegmentAnything3Param() if param is None else copy.deepcopy(param))
+        self._cuda: bool | None = None
+        self._device: torch.device | None = None
         self._predictor: Predictor | None = None
         self._outputs = SegmentOutputs(self)
 
@@ -136,12 +141,15 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
         predictor = self._open_predictor(settings)
         self.emit_step_progress()
         with settings.naming_weights():
-            segments = predictor.predict(image, fitted, settings.options, on_step=self.emit_step_progress)
+            segments = predictor.predict(image, fitted, settings.options, on_encoded=self.emit_step_progress)
         self._outputs.write(fitted.prompt, segments, width, height, objects=settings.instance_output)
+        self.emit_step_progress()
 
     def _open_predictor(self, settings: Settings) -> Predictor:
-        """Return the predictor that the parameters ask for; loads a model only if the weights or the device changed."""
-        self._predictor = settings.open_predictor(_WEIGHTS_FOLDER, replaces=self._predictor)
+        """Return the predictor for the parameters; loads a model only if the weights or the device changed."""
+        if settings.cuda != self._cuda:  # in each run, it would warn again and follow the calling thread's device
+            self._device, self._cuda = choose_device(settings.cuda), settings.cuda
+        self._predictor = settings.open_predictor(_WEIGHTS_FOLDER, self._device, replaces=self._predictor)
         return self._predictor
 
     def _drawing(self) -> Drawing:

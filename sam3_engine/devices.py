@@ -24,18 +24,17 @@ def cuda_present() -> bool:
     return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
-def choose_device(cuda: bool, *, warn: bool = True) -> torch.device:
+def choose_device(cuda: bool) -> torch.device:
     """Return the current CUDA device if ``cuda`` is True and PyTorch can use one, else the CPU.
 
     Args:
-        cuda: whether CUDA is requested.
-        warn: log a warning if CUDA is requested but unavailable.
+        cuda: whether CUDA is requested; if it is unavailable, a warning is logged.
     """
     import torch
 
     if cuda and torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
-    if cuda and warn:
+    if cuda:
         logger.warning("cuda is True, but PyTorch finds no usable CUDA device: running on the CPU.")
     return torch.device("cpu")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,9 @@ class ArgumentError(ValueError):
         self.argument = argument
         self.value = value
         self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.argument, self.value, self.reason)
 
 
 class PromptError(ArgumentError):
@@ -57,6 +60,10 @@ class WeightsError(RuntimeError):
         )
         self.reason = reason
         self.place = place
+        self.argument = argument
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.reason, self.place, self.argument)
 
 
 class CheckpointError(ValueError):
@@ -66,6 +73,11 @@ class CheckpointError(ValueError):
         super().__init__(
             f"{path} is not a usable SAM 3 checkpoint: {reason}. Expected Meta's sam3.pt or a file in the same format."
         )
+        self.path = path
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.reason)
 
 
 class DeviceMemoryError(RuntimeError):
@@ -76,6 +88,10 @@ class DeviceMemoryError(RuntimeError):
             f"Not enough memory on {device}. Use a smaller model input size, fewer boxes or phrases at a time, or the "
             "CPU, or close other programs that use this memory."
         )
+        self.device = device
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.device,)
 
 
 def quote(value: object, limit: int = 80) -> str:

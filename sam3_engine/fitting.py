@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from .errors import PromptError
-from .prompts import Box, GeometricPrompt, Point, Prompt, in_brackets
+from .prompts import Box, ConceptPrompt, GeometricPrompt, Point, Prompt, in_brackets
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,15 @@ def fit_prompt(prompt: Prompt | FittedPrompt, width: int, height: int) -> Fitted
     Raises:
         PromptError: a box does not overlap the image, or a point is outside it.
         ValueError: the prompt was fitted to an image of another size.
+        TypeError: it is not a prompt.
     """
     if isinstance(prompt, FittedPrompt):
         if (prompt.width, prompt.height) != (width, height):
             fitted = f"{prompt.width}x{prompt.height}"
             raise ValueError(f"The prompt was fitted to an image of {fitted} pixels, not {width}x{height}.")
         return prompt
+    if not isinstance(prompt, ConceptPrompt | GeometricPrompt):
+        raise TypeError(f"prompt = {prompt!r}: expected a ConceptPrompt or a GeometricPrompt")
     if isinstance(prompt, GeometricPrompt):
         for x, y in prompt.points:
             if not (0 <= x < width and 0 <= y < height):

@@ -8,13 +8,17 @@ import itertools
 import json
 import re
 import tokenize
-import warnings
 from typing import Any
 
-from .host_state import ignore_warnings
-
-_SUSPICIOUS = re.compile(r"['\"#_]|0[xXoObB]")
-_UNUSUAL_NUMBER = re.compile(r"_|^0[xXoObB]")
+_NUMBERS_ONLY = re.compile(r"[\s\d.,eE+\-()\[\]]*")
+_UNUSUAL = {
+    tokenize.NUMBER: re.compile(r"_|^0[xXoObB]"),
+    tokenize.STRING: re.compile(
+        r"""^[a-zA-Z]|(?<!\\)(?:\\\\)*\\(?:[^\\'"abfnrtvxuUN0-7\n\r]|[4-7][0-7][0-7])"""  # a prefix, or a bad escape
+    ),
+    tokenize.COMMENT: re.compile(""),
+}
+_SIGNIFICANT = (tokenize.NAME, tokenize.NUMBER, tokenize.STRING, tokenize.OP, tokenize.COMMENT)
 _NUMPY_NUMBER = re.compile(r"\bnp\.(?:float|u?int)\d+\(([^()]*)\)")
 
 
@@ -45,15 +49,12 @@ def read_literal(text: str) -> Any:
 
 
 def _read_python(text: str) -> Any:
-    with ignore_warnings():
-        warnings.simplefilter("error")  # Python does not write what it warns about
-        node = ast.parse(text, mode="eval").body
-        value = ast.literal_eval(node)
+    if not _NUMBERS_ONLY.fullmatch(text):
+        _refuse_what_str_never_writes(text)
+    node = ast.parse(text, mode="eval").body
     if isinstance(node, ast.Tuple) and node.elts and _start(node.elts[0]) == _start(node):
         raise ValueError("a tuple without parentheses")
-    if _SUSPICIOUS.search(text):
-        _refuse_what_str_never_writes(text)
-    return value
+    return ast.literal_eval(node)
 
 
 def _start(node: ast.expr) -> tuple[int, int]:
@@ -63,12 +64,15 @@ def _start(node: ast.expr) -> tuple[int, int]:
 def _refuse_what_str_never_writes(text: str) -> None:
     """Refuse comments, numbers such as ``0x10`` and ``1_000``, and strings side by side.
 
-    Python joins such strings, but more likely a comma is missing.
+    Python joins such strings, but more likely a comma is missing. Also refuse what the parser would warn about: to turn
+    its warnings off would affect other threads.
     """
-    kinds = (tokenize.STRING, tokenize.NUMBER, tokenize.OP, tokenize.COMMENT)
-    tokens = [token for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type in kinds]
+    tokens = [token for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type in _SIGNIFICANT]
     for token in tokens:
-        if token.type == tokenize.COMMENT or (token.type == tokenize.NUMBER and _UNUSUAL_NUMBER.search(token.string)):
+        if token.type in _UNUSUAL and _UNUSUAL[token.type].search(token.string):
             raise ValueError(f"unexpected {token.string}")
-    if any(a.type == b.type == tokenize.STRING for a, b in itertools.pairwise(tokens)):
-        raise ValueError("strings without a comma between them")
+    for token, after in itertools.pairwise(tokens):
+        if token.type == after.type == tokenize.STRING:
+            raise ValueError("strings without a comma between them")
+        if token.type == tokenize.NUMBER and after.start == token.end and after.string.isalpha():
+            raise ValueError(f"unexpected {after.string} after a number")

@@ -87,7 +87,7 @@ def vocabulary_path() -> Path:
     """
     package = importlib.util.find_spec("open_clip")
     if package is None or package.origin is None:
-        raise ModuleNotFoundError("open_clip_torch is not installed; install this plugin's requirements.txt.")
+        raise ModuleNotFoundError("open_clip_torch is not installed; install the packages in requirements.txt.")
     return Path(package.origin).with_name("bpe_simple_vocab_16e6.txt.gz")
 
 

@@ -24,7 +24,7 @@ from .fitting import FittedPrompt, fit_prompt
 from .images import as_rgb8, content_digest, pixels_of
 from .model import Model
 from .options import DEFAULTS, Options, check_size_percent
-from .prompts import ConceptPrompt, GeometricPrompt, Prompt
+from .prompts import ConceptPrompt, Prompt
 from .segments import Segment
 from .shared_models import is_shared, shared_model
 from .weights import find_checkpoint
@@ -35,11 +35,14 @@ with importing_sam3():
 
 logger = logging.getLogger(__name__)
 
+_MAX_INPUT_SIZE = 4096
+
 
 def open_predictor(
     weights: str | os.PathLike[str] = "",
     *,
     cuda: bool | None = None,
+    device: torch.device | None = None,
     input_size: int = 0,
     weights_folder: Path | None = None,
     replaces: Predictor | None = None,
@@ -49,27 +52,26 @@ def open_predictor(
     Args:
         weights: path of a checkpoint; empty for the published weights, which are downloaded if necessary.
         cuda: run on CUDA; None: only if there is a GPU. If no GPU is usable, the predictor warns and runs on the CPU.
-        input_size: side of the network's square input in pixels, see :class:`Predictor`.
+        device: run on this device, whatever ``cuda`` says.
+        input_size: side of the network's square input in pixels, 0 to 4096, see :class:`Predictor`.
         weights_folder: a folder that may contain ``sam3.pt``; searched before the Hugging Face cache.
         replaces: a predictor that you no longer need. It is returned if it is what you ask for; otherwise its model is
             released before another is loaded, so that memory never holds both.
 
     Raises:
-        ValueError: ``weights`` does not name a file.
+        ValueError: ``weights`` does not name a file, or ``input_size`` is out of range.
         WeightsError: the published weights are not on this machine and cannot be downloaded.
         CheckpointError: the file is not a complete and intact SAM 3 checkpoint.
     """
-    if cuda is None:
-        cuda = cuda_present()
-    already_warned = replaces is not None and replaces.wants_cuda
-    device = choose_device(cuda, warn=not already_warned)
+    if not 0 <= input_size <= _MAX_INPUT_SIZE:
+        raise ValueError(f"input_size = {input_size!r}: expected a number from 0 to {_MAX_INPUT_SIZE}.")
+    device = device or choose_device(cuda_present() if cuda is None else cuda)
     checkpoint = find_checkpoint(os.fspath(weights), weights_folder)
     if replaces is not None and not replaces.closed:
         if is_shared(replaces.model, checkpoint, device):
-            replaces.wants_cuda = cuda
-            return replaces if replaces.input_size == input_size else Predictor(replaces.model, input_size, cuda)
+            return replaces if replaces.input_size == input_size else Predictor(replaces.model, input_size)
         replaces.close()
-    return Predictor(shared_model(checkpoint, device), input_size, cuda)
+    return Predictor(shared_model(checkpoint, device), input_size)
 
 
 class Predictor:
@@ -82,33 +84,33 @@ class Predictor:
         model: see :func:`~.shared_models.shared_model`.
         input_size: side of the network's square input in pixels, rounded to a multiple of the patch size; 0 for the
             checkpoint's own. A smaller one is faster and sees less detail.
-        wants_cuda: whether CUDA was requested, even if the model is on another device.
 
     Attributes:
-        model, input_size, wants_cuda: as given.
+        model, input_size: as given.
         resolution: the side of the network's input, in pixels.
         closed: whether :meth:`close` was called.
     """
 
-    def __init__(self, model: Model, input_size: int = 0, wants_cuda: bool = False) -> None:
+    def __init__(self, model: Model, input_size: int = 0) -> None:
         self.model = model
         self.input_size = input_size
-        self.wants_cuda = wants_cuda
         self.resolution = _round_to_patches(model.architecture, input_size)
         network = model.network_at(self.resolution)
         with model.exclusive_inference():
             self._processor = Sam3Processor(network, resolution=self.resolution, device=model.device)
-        self._heads: dict[type[Prompt], Detector | ClickHead] = {
-            ConceptPrompt: Detector(model, network, self._processor),
-            GeometricPrompt: ClickHead(model, network),
-        }
+        self._detector = Detector(model, network, self._processor)
+        self._click_head = ClickHead(model, network)
         self.closed = False
 
     def close(self) -> None:
-        """Release the model. The predictor cannot be used afterwards."""
+        """Release the model. The predictor cannot be used afterwards; do not close it while a thread uses it."""
         if not self.closed:
             self.closed = True
-            del self.model, self._processor, self._heads
+            del self.model, self._processor, self._detector, self._click_head
+
+    def _refuse_if_closed(self) -> None:
+        if self.closed:
+            raise RuntimeError("This predictor is closed: open another one.")
 
     def predict(
         self,
@@ -116,7 +118,7 @@ class Predictor:
         prompt: Prompt | FittedPrompt,
         options: Options = DEFAULTS,
         *,
-        on_step: Callable[[], None] = lambda: None,
+        on_encoded: Callable[[], None] = lambda: None,
     ) -> list[Segment]:
         """Segment what a prompt names, shows or outlines in an image.
 
@@ -127,7 +129,7 @@ class Predictor:
             image: (H, W) or (H, W, channels) array as :func:`~.images.as_rgb8` takes it, or a PIL image.
             prompt: in pixels of ``image``.
             options: thresholds, number of candidates, image size.
-            on_step: called after each of two steps: the image is encoded, the prompt is answered.
+            on_encoded: called when the image is encoded.
 
         Returns:
             See :meth:`segment`.
@@ -141,10 +143,8 @@ class Predictor:
         rgb = _as_rgb8(image)
         fitted = fit_prompt(prompt, rgb.shape[1], rgb.shape[0])
         embedding = self.encode_image(rgb, options.size_percent)
-        on_step()
-        segments = self.segment(embedding, fitted, options)
-        on_step()
-        return segments
+        on_encoded()
+        return self.segment(embedding, fitted, options)
 
     def encode_image(self, image: np.ndarray | PIL.Image.Image, size_percent: int = 100) -> ImageEmbedding:
         """Run the image encoder, which takes most of the time.
@@ -163,6 +163,7 @@ class Predictor:
             ValueError: ``size_percent`` is out of range.
             DeviceMemoryError: the device ran out of memory.
         """
+        self._refuse_if_closed()
         check_size_percent(size_percent)
         rgb = _as_rgb8(image).copy()  # the caller may write to the image while this waits for the model
         key = (content_digest(rgb), size_percent, self.resolution)
@@ -188,13 +189,14 @@ class Predictor:
             CheckpointError: the network returns NaN.
             DeviceMemoryError: the device ran out of memory.
         """
+        self._refuse_if_closed()
         if embedding.resolution != self.resolution:
             raise ValueError(
                 f"The embedding was made at an input size of {embedding.resolution}; this predictor's is "
                 f"{self.resolution}."
             )
         fitted = fit_prompt(prompt, embedding.width, embedding.height)
-        head = self._heads[type(fitted.prompt)]
+        head = self._detector if isinstance(fitted.prompt, ConceptPrompt) else self._click_head
         return self.model.infer(lambda: head.segment(embedding, fitted, options), embedding.detections)
 
     def _encode(self, rgb: np.ndarray, size_percent: int) -> ImageEmbedding:

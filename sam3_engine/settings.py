@@ -15,6 +15,8 @@ from .options import Options
 from .prompt_strings import ChosenPrompt, Drawing, PromptStrings
 
 if TYPE_CHECKING:
+    import torch
+
     from .predictor import Predictor
 
 
@@ -96,7 +98,9 @@ class Settings:
             typed = quote(self.model_weight_file.strip(), limit=1000)
             raise ValueError(f"model_weight_file = {typed}: {error}") from error
 
-    def open_predictor(self, weights_folder: Path, replaces: Predictor | None = None) -> Predictor:
+    def open_predictor(
+        self, weights_folder: Path, device: torch.device | None = None, replaces: Predictor | None = None
+    ) -> Predictor:
         """Open the predictor that the parameters describe, see :func:`~.predictor.open_predictor`."""
         from .predictor import open_predictor
 
@@ -104,6 +108,7 @@ class Settings:
             return open_predictor(
                 self.model_weight_file,
                 cuda=self.cuda,
+                device=device,
                 input_size=self.model_input_size,
                 weights_folder=weights_folder,
                 replaces=replaces,

@@ -5,6 +5,7 @@ import gc
 import math
 import re
 import statistics
+import threading
 import time
 import warnings
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from sam3_engine.errors import PromptError, quote
 from sam3_engine.fitting import FittedPrompt, fit_prompt
+from sam3_engine.host_state import ignore_warnings
 from sam3_engine.prompt_strings import (
     Drawing,
     PromptStrings,
@@ -88,6 +90,21 @@ def test_parsing_a_text_raises_no_python_warnings(text):
         warnings.simplefilter("always")
         refusal(parse_phrases, text)
     assert shown == []
+
+
+def test_reading_a_text_waits_for_no_one_and_changes_no_warnings_filter():
+    """The panel reads on every key press, also while another thread loads a model with warnings off."""
+    with ignore_warnings():
+        filters = list(warnings.filters)
+        read = []
+        texts = ("[[42", "[(1, 2, 3, 4)]", "['red shoe', 'hat']")
+        thread = threading.Thread(
+            target=lambda: read.extend((PromptStrings(text, text).errors(), list(warnings.filters)) for text in texts)
+        )
+        thread.start()
+        thread.join(60)
+        assert len(read) == len(texts)
+        assert all(seen == filters for _, seen in read)
 
 
 def logged_warnings(caplog) -> list[str]:

@@ -2,22 +2,29 @@
 
 import inspect
 import logging
+import pickle
+import re
 import subprocess
 import sys
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import sam3_engine
 from sam3_engine import (
+    CheckpointError,
     ConceptPrompt,
+    DeviceMemoryError,
     GeometricPrompt,
     Options,
     Predictor,
     PromptError,
     Segment,
     WeightFileError,
+    WeightsError,
     label_map,
     open_predictor,
 )
@@ -67,10 +74,10 @@ def test_predict_is_encode_image_and_segment(small_checkpoint, photograph):
     predictor = open_predictor(small_checkpoint, cuda=False)
     options = Options(multimask=True, size_percent=60)
     steps = []
-    found = predictor.predict(photograph, BOX, options, on_step=lambda: steps.append(1))
+    found = predictor.predict(photograph, BOX, options, on_encoded=lambda: steps.append(1))
     wanted = predictor.segment(predictor.encode_image(photograph, size_percent=60), BOX, options)
     assert [(one.score, one.mask.tobytes()) for one in found] == [(one.score, one.mask.tobytes()) for one in wanted]
-    assert len(steps) == 2
+    assert len(steps) == 1
     fitted = fit_prompt(BOX, photograph.shape[1], photograph.shape[0])
     assert predictor.predict(photograph, fitted, options)[0].score == found[0].score
     with pytest.raises(ValueError, match="was fitted to an image of 640x427 pixels"):
@@ -141,11 +148,10 @@ def test_a_matching_predictor_is_reused_and_any_other_releases_its_model_first(s
 
 def test_requesting_unavailable_cuda_gives_one_warning(small_checkpoint, monkeypatch, caplog):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    predictor = None
     with caplog.at_level(logging.WARNING):
-        for cuda in (False, True, True):
-            predictor = open_predictor(small_checkpoint, cuda=cuda, replaces=predictor)
-            assert predictor.model.device.type == "cpu"
+        assert open_predictor(small_checkpoint, cuda=True).model.device.type == "cpu"
+        open_predictor(small_checkpoint, cuda=True, device=torch.device("cpu"))
+        open_predictor(small_checkpoint, cuda=False)
     assert [record.getMessage() for record in caplog.records] == [
         "cuda is True, but PyTorch finds no usable CUDA device: running on the CPU."
     ]
@@ -155,3 +161,48 @@ def test_a_mask_is_boolean_at_source_size(small_checkpoint, photograph):
     (segment,) = open_predictor(small_checkpoint, cuda=False).predict(photograph, BOX)
     assert segment.mask.dtype == np.bool_
     assert segment.mask.shape == photograph.shape[:2]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PromptError("boxes", [1, 2], "this is not a list of 4 numbers"),
+        WeightFileError("model_weight_file", "/nowhere.pt", "there is no such file"),
+        WeightsError("No access.", Path("weights/sam3.pt"), "model_weight_file"),
+        CheckpointError(Path("sam3.pt"), "it is damaged"),
+        DeviceMemoryError(torch.device("cpu")),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_survive_pickling(error):
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
+
+
+def test_a_closed_predictor_says_so(small_checkpoint, photograph):
+    predictor = open_predictor(small_checkpoint, cuda=False)
+    embedding = predictor.encode_image(photograph)
+    predictor.close()
+    predictor.close()
+    for use in (lambda: predictor.predict(photograph, BOX), lambda: predictor.segment(embedding, BOX)):
+        with pytest.raises(RuntimeError, match="This predictor is closed"):
+            use()
+
+
+@pytest.mark.parametrize("input_size", [-1, 4097, float("nan")])
+def test_input_sizes_out_of_range_are_refused(small_checkpoint, input_size):
+    with pytest.raises(ValueError, match=f"input_size = {input_size}: expected a number from 0 to 4096"):
+        open_predictor(small_checkpoint, cuda=False, input_size=input_size)
+
+
+def test_only_prompts_are_accepted(small_checkpoint, photograph):
+    with pytest.raises(TypeError, match="prompt = 'shoe': expected a ConceptPrompt or a GeometricPrompt"):
+        open_predictor(small_checkpoint, cuda=False).predict(photograph, "shoe")
+
+
+def test_type_checkers_see_the_names_at_the_root(tmp_path):
+    code = tmp_path / "typo.py"
+    code.write_text("from sam3_engine import Predictor, Predictr\n")
+    command = [sys.executable, "-m", "mypy", "--config-file=", "--ignore-missing-imports", "--follow-imports=silent"]
+    done = subprocess.run([*command, str(code)], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert re.findall('has no attribute "(.*?)"', done.stdout) == ["Predictr"]

@@ -338,13 +338,16 @@ def test_a_partial_map_from_an_older_workflow_is_accepted(algorithm):
     assert parameters.get_values()["input_size_percent"] == "100"
 
 
-def test_cuda_without_a_gpu_runs_on_the_cpu_with_one_warning(run, caplog):
+def test_cuda_without_a_gpu_runs_on_the_cpu_with_one_warning(run, caplog, small_checkpoint):
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     for _ in range(2):
-        (output,) = run(input_point=[POINT], cuda=True)
+        with pytest.raises(RuntimeError, match="there is no such file"):
+            run(input_point=[POINT], cuda=True, model_weight_file="/nowhere.pt")
+    for _ in range(2):
+        (output,) = run(input_point=[POINT], cuda=True, model_weight_file=small_checkpoint)
         assert output.get_mask().any()
     assert len(warnings_of(caplog)) == 1
     assert "CPU" in warnings_of(caplog)[0]
