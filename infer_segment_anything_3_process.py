@@ -140,7 +140,7 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
         fitted = chosen.fit(width, height)  # before the slow part
         predictor = self._open_predictor(settings)
         self.emit_step_progress()
-        with settings.naming_weights():
+        with settings.naming_weights(), chosen.naming_arguments():
             segments = predictor.predict(image, fitted, settings.options, on_encoded=self.emit_step_progress)
         self._outputs.write(fitted.prompt, segments, width, height, objects=settings.instance_output)
         self.emit_step_progress()

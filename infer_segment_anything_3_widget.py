@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 
 from ikomia import core, dataprocess
 from ikomia.utils import qtconversion
+from PyQt6.QtGui import QWheelEvent
 from PyQt6.QtWidgets import (
     QCheckBox,
+    QComboBox,
     QDoubleSpinBox,
     QFileDialog,
     QGridLayout,
@@ -53,7 +56,24 @@ _PROMPT_HELP = {
         "Empty: all points are on the object."
     ),
 }
+_OFFICIAL_WEIGHTS = ("facebook/sam3", "facebook/sam3.1")
+_WEIGHT_FILES = "Weights (*.pt *.pth *.ckpt *.bin *.safetensors *.safetensors.index.json);;All files (*)"
 _MALFORMED = "QLineEdit { border: 1px solid red; border-radius: 2px; padding: 2px; }"
+
+
+class _TextWithChoices(QComboBox):
+    """A text field with a list of choices. Its text is exactly what was given, typed or chosen."""
+
+    def __init__(self, choices: Sequence[str], text: str) -> None:
+        super().__init__(editable=True, insertPolicy=QComboBox.InsertPolicy.NoInsert)
+        self.setCompleter(None)
+        self.addItems(choices)
+        self.setCurrentIndex(self.findText(text))
+        self.setEditText(text)
+
+    def wheelEvent(self, event: QWheelEvent) -> None:  # noqa: N802
+        """Leave the text as it is; scroll what contains the field."""
+        event.ignore()
 
 
 class InferSegmentAnything3Widget(core.CWorkflowTaskWidget):
@@ -187,28 +207,31 @@ class InferSegmentAnything3Widget(core.CWorkflowTaskWidget):
         )
 
     def _model_weight_file(self, grid: QGridLayout) -> None:
-        edit = QLineEdit(self.parameters.settings.model_weight_file, placeholderText="facebook/sam3")
+        field = _TextWithChoices(_OFFICIAL_WEIGHTS, self.parameters.settings.model_weight_file)
+        field.lineEdit().setPlaceholderText("facebook/sam3")
         browse = QPushButton("Browse...")
         row = QHBoxLayout()
-        row.addWidget(edit)
+        row.addWidget(field, 1)
         row.addWidget(browse)
         self._add_row(
             grid,
             "model_weight_file",
             "Model weight file",
-            edit,
-            edit.text,
-            "Path of a SAM 3 checkpoint, for example: /home/me/sam3.pt\n"
-            "Empty: the weights of facebook/sam3 on Hugging Face, which you can download once Meta grants you access.",
+            field,
+            field.currentText,
+            "Path of a SAM 3 or SAM 3.1 checkpoint, or its name on Hugging Face.\n"
+            "For example: /home/me/sam3.pt, or: facebook/sam3.1, or: owner/repository/model.safetensors\n"
+            "Files on Hugging Face are downloaded once. facebook/sam3 and facebook/sam3.1 need access from Meta.\n"
+            "Empty: weights/sam3.pt in the plugin's folder if it exists, else facebook/sam3.",
             row,
         )
 
         def choose_file() -> None:
-            chosen, _ = QFileDialog.getOpenFileName(
-                edit, "Model weight file", edit.text(), "Checkpoint (*.pt *.pth);;All files (*)"
-            )
+            shown = field.currentText().strip()
+            start = shown if os.path.lexists(shown) else ""
+            chosen, _ = QFileDialog.getOpenFileName(field, "Model weight file", start, _WEIGHT_FILES)
             if chosen:  # not canceled
-                edit.setText(chosen)
+                field.setEditText(chosen)
 
         browse.clicked.connect(choose_file)
 

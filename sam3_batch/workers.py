@@ -72,8 +72,8 @@ def find_weights(settings: Settings) -> Path:
     """Return the path of the checkpoint, downloading it if it is not on this machine.
 
     Raises:
-        ValueError: ``model_weight_file`` is not a file.
-        WeightsError: the published weights are not on this machine and cannot be downloaded.
+        ValueError: ``model_weight_file`` names no file.
+        WeightsError: the weights are not on this machine and cannot be downloaded.
     """
     with settings.naming_weights():
         return find_checkpoint(settings.model_weight_file, _WEIGHTS_FOLDER)
@@ -121,10 +121,10 @@ class Segmenter:
             image: (H, W, 3) uint8 RGB.
 
         Raises:
-            ValueError: the prompt does not fit the image.
+            ValueError: the prompt does not fit the image, or the checkpoint does not answer it.
         """
-        fitted = self._prompt.fit(image.shape[1], image.shape[0])
-        return self._predictor.predict(image, fitted, self._settings.options)
+        with self._prompt.naming_arguments():
+            return self._predictor.predict(image, self._prompt.prompt, self._settings.options)
 
     def _segment_row(self, row: dict[str, Any], pixels: pa.LargeBinaryScalar) -> dict[str, Any]:
         if row["error"] is not None:

@@ -21,6 +21,8 @@ _LARGEST_SIZES = {
     "memory_layers": 64,
     "memory_fuser_layers": 16,
 }
+# recognized from a checkpoint's tensors, so not saved with them
+_PARTS = ("detector", "click_head", "iou_prediction_use_sigmoid", "dynamic_multimask_via_stability")
 _MULTIPLES = {
     "resolution": "patch_size",
     "vit_pretrain_resolution": "patch_size",
@@ -32,7 +34,7 @@ _MULTIPLES = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes of a network for :func:`~.network.build_network`; the defaults are SAM 3's own.
+    """Sizes and parts of a network for :func:`~.network.build_network`; the defaults are SAM 3's own.
 
     Attributes:
         resolution: side of the square network input, in pixels; a multiple of ``patch_size``.
@@ -50,6 +52,11 @@ class Architecture:
         mask_decoder_downsample: factor by which its cross attentions are narrower than ``width``.
         fill_hole_area: holes of point and box masks up to this area are filled, in mask logits.
         memory_width, memory_layers, memory_fuser_layers: of the video memory, which images do not use.
+        detector: whether the network has the detector, which answers phrases and example boxes.
+        click_head: whether the network has the click head, which answers points and boxes.
+        iou_prediction_use_sigmoid: squash the click head's scores to 0..1. SAM 3.1 returns them as they are.
+        dynamic_multimask_via_stability: if the click head's mask is unstable, return its best candidate instead, which
+            SAM 3.1 does not do.
     """
 
     resolution: int = 1008
@@ -83,6 +90,10 @@ class Architecture:
     memory_width: int = 64
     memory_layers: int = 4
     memory_fuser_layers: int = 2
+    detector: bool = True
+    click_head: bool = True
+    iou_prediction_use_sigmoid: bool = True
+    dynamic_multimask_via_stability: bool = True
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -92,6 +103,8 @@ class Architecture:
                 valid = isinstance(value, int | float) and 0 < value <= 16
             elif name == "fill_hole_area":
                 valid = type(value) is int and value >= 0
+            elif name in _PARTS:
+                valid = type(value) is bool
             else:
                 valid = type(value) is int and 0 < value <= _LARGEST_SIZES.get(name, 2**14)
             if not valid:
@@ -107,16 +120,16 @@ class Architecture:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the sizes as plain values, to save with a checkpoint's tensors."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name not in _PARTS}
 
     @classmethod
-    def from_dict(cls, sizes: Mapping[str, Any]) -> Architecture:
-        """Create an architecture from the result of :meth:`to_dict`.
+    def from_dict(cls, sizes: object) -> Architecture:
+        """Create an architecture from the result of :meth:`to_dict`, with all parts.
 
         Raises:
             ValueError: a size is missing, unknown or impossible.
         """
-        if not isinstance(sizes, Mapping) or set(sizes) != {field.name for field in fields(cls)}:
+        if not isinstance(sizes, Mapping) or set(sizes) != {field.name for field in fields(cls)} - set(_PARTS):
             raise ValueError("it does not contain the sizes that this version expects")
         values: dict[str, Any] = {name: tuple(size) if isinstance(size, list) else size for name, size in sizes.items()}
         return cls(**values)

@@ -5,8 +5,10 @@ Importing this module imports torch.
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Mapping
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,9 @@ import torch
 
 from .architecture import Architecture
 from .errors import CheckpointError
-from .host_state import ignore_warnings
+from .foreign_files import describe_tensors
+from .layouts import Layout, Source, recognize_layout, wrapper_of
+from .weight_files import WeightFile, open_weight_file
 
 if TYPE_CHECKING:
     from sam3.model.sam3_image import Sam3Image
@@ -22,66 +26,185 @@ if TYPE_CHECKING:
 # Meta's file holds the image model and the interactive (video) model under these prefixes
 _PREFIXES = {"detector.": "", "tracker.": "inst_interactive_predictor.model."}
 
+_REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_COMPLEX = (torch.complex32, torch.complex64, torch.complex128)
+_COMPUTED = r".*\.attn\.freqs_cis"  # rotary tables: computed when a network is built, so a file may lack them
 
-def read_checkpoint(path: Path) -> tuple[Architecture, Mapping[str, Any]]:
-    """Read the architecture and the tensors of a checkpoint, memory-mapped and without running any code in it.
 
-    Returns:
-        The sizes of the network, SAM 3's own if the file does not say; the tensors by name.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A recognized checkpoint.
+
+    Attributes:
+        file: the file, of which only names, shapes and dtypes are read.
+        layout: how its tensors are called.
+        names: canonical names, as the layout spells them, to the file's own.
+        architecture: sizes and parts of its network.
+    """
+
+    file: WeightFile
+    layout: Layout
+    names: Mapping[str, str]
+    architecture: Architecture
+
+    @property
+    def description(self) -> str:
+        """What users call it, for example "SAM 3.1 (multiplex)"."""
+        return self.layout.describe(detector=self.architecture.detector, click_head=self.architecture.click_head)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Recognize a checkpoint by its content. Runs no code in the file, and reads no weights.
 
     Raises:
-        CheckpointError: the file cannot be read, is damaged, or does not contain named tensors.
+        CheckpointError: the file cannot be read, is damaged, or does not contain SAM 3.
     """
-    _check_archive(path)
-    try:
-        with ignore_warnings(), torch.inference_mode(False):
-            contents = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # a damaged file can raise any of them
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(path, f"it is damaged or contains more than tensors ({reason})") from error
-    if not isinstance(contents, Mapping):
-        raise CheckpointError(path, f"it contains a {type(contents).__name__}, not named tensors")
-    tensors = contents.get("model", contents)
-    if not isinstance(tensors, Mapping):
-        raise CheckpointError(path, f"its entry 'model' is a {type(tensors).__name__}, not named tensors")
-    if "architecture" not in contents:
-        return Architecture(), tensors
-    try:
-        return Architecture.from_dict(contents["architecture"]), tensors
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(path, f"its entry 'architecture' is invalid ({error})") from error
+    file = open_weight_file(path)
+    if not file.tensors:
+        raise CheckpointError(path, "it contains no tensors")
+    foreign = describe_tensors(file.tensors)
+    if foreign:
+        raise CheckpointError(path, foreign)
+    wrapper = wrapper_of(file.tensors)
+    layout = recognize_layout(name.removeprefix(wrapper) for name in file.tensors)
+    if layout is None:
+        raise CheckpointError(path, f"its tensors are not those of SAM 3; they include {_examples(file.tensors)}")
+
+    names: dict[str, str] = {}
+    for name in file.tensors:
+        canonical = layout.canonical_name(name.removeprefix(wrapper))
+        if canonical in names:
+            raise CheckpointError(path, f"'{names[canonical]}' and '{name}' are the same tensor")
+        names[canonical] = name
+    return Checkpoint(file, layout, names, _architecture(file, layout, names))
 
 
-def fit_tensors(
-    path: Path, tensors: Mapping[str, Any], expected: Mapping[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    """Return a checkpoint's tensors under the network's names and in its dtypes.
+def _architecture(file: WeightFile, layout: Layout, names: Iterable[str]) -> Architecture:
+    """Return the sizes that the file states, SAM 3's own if it states none, with the parts that it has.
+
+    Raises:
+        CheckpointError: the sizes are invalid, or the file lacks a part that a network cannot do without.
+    """
+    sizes = Architecture()
+    if file.architecture is not None:
+        try:
+            sizes = Architecture.from_dict(file.architecture)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(file.path, f"its entry 'architecture' is invalid ({error})") from error
+    detector, click_head, mask_head = (
+        any(re.match(mark, name) for name in names)
+        for mark in (layout.detector.mark, layout.click_head.mark, layout.mask_head)
+    )
+    if not detector and not click_head:
+        raise CheckpointError(file.path, "it contains only an image encoder, without a detector or a click head")
+    if detector and not mask_head:
+        raise CheckpointError(
+            file.path,
+            "its detector has no mask head, so it finds boxes but no masks. Fine-tune with `enable_segmentation: True`",
+        )
+    return dataclasses.replace(sizes, detector=detector, click_head=click_head, **layout.settings)
+
+
+def fit_tensors(checkpoint: Checkpoint, expected: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a checkpoint's tensors under the network's names, memory-mapped where the file has them as they are.
 
     Args:
-        path: of the checkpoint, for errors.
-        tensors: as :func:`read_checkpoint` returns them.
-        expected: the network's ``state_dict()``.
+        checkpoint: as :func:`read_checkpoint` returns it.
+        expected: the ``state_dict()`` of the network with the checkpoint's architecture.
+
+    Returns:
+        The tensors, in float16 or bfloat16 if the file has them so, else in the network's dtypes.
 
     Raises:
-        CheckpointError: a tensor is missing or unexpected, or does not fit.
+        CheckpointError: a tensor is missing, unexpected or damaged, or does not fit.
     """
-    if any(str(name).startswith("tracker.model.interactive_") for name in tensors):
-        raise CheckpointError(path, "this is a SAM 3.1 'multiplex' checkpoint, which has a different network")
+    file = checkpoint.file
+    sources = _find_sources(checkpoint, expected)
+    _check_leftovers(checkpoint, {name for source in sources.values() for name in source.names})
+    for name, source in sources.items():  # before anything is read
+        _check_tensor(checkpoint, source, expected[name])
 
-    renamed = {}
-    for name, tensor in tensors.items():
-        prefix = next((prefix for prefix in _PREFIXES if str(name).startswith(prefix)), None)
-        if prefix is not None:
-            renamed[_PREFIXES[prefix] + name.removeprefix(prefix)] = tensor
-    if not renamed:
-        raise CheckpointError(path, "no tensor name begins with 'detector.' or 'tracker.'")
+    tensors = file.load({checkpoint.names[name] for source in sources.values() for name in source.names})
+    fitted = {}
+    for name, wanted in expected.items():
+        if name not in sources:
+            fitted[name] = wanted
+            continue
+        tensor = _convert(checkpoint, sources[name], tensors)
+        fitted[name] = tensor if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.to(wanted.dtype)
+    return fitted
 
-    missing, unexpected = expected.keys() - renamed.keys(), renamed.keys() - expected.keys()
+
+def _find_sources(checkpoint: Checkpoint, expected: Iterable[str]) -> dict[str, Source]:
+    """Return the sources of the network's tensors, except of those that are computed."""
+    sources, missing = {}, set()
+    for name in expected:
+        source = checkpoint.layout.source_of(name)
+        absent = {file_name for file_name in source.names if file_name not in checkpoint.names} if source else {name}
+        if source and not absent:
+            sources[name] = source
+        elif not re.fullmatch(_COMPUTED, name):
+            missing |= absent
     if missing:
-        raise CheckpointError(path, f"tensors are missing ({len(missing)}), including '{min(missing)}'")
+        raise CheckpointError(
+            checkpoint.file.path,
+            f"it looks like {checkpoint.description}, but tensors are missing ({len(missing)}), including "
+            f"'{min(missing)}'",
+        )
+    return sources
+
+
+def _check_leftovers(checkpoint: Checkpoint, used: set[str]) -> None:
+    """Raise CheckpointError for tensors that are neither used nor known to be of no use."""
+    layout, architecture = checkpoint.layout, checkpoint.architecture
+    necks = [
+        head.neck
+        for head, there in ((layout.detector, architecture.detector), (layout.click_head, architecture.click_head))
+        if not there
+    ]
+    unexpected = [
+        checkpoint.names[name]
+        for name in checkpoint.names.keys() - used
+        if not layout.is_unused(name) and not any(re.fullmatch(neck, name) for neck in necks)
+    ]
     if unexpected:
-        raise CheckpointError(path, f"it has unexpected tensors ({len(unexpected)}), including '{min(unexpected)}'")
-    return {name: _fit_tensor(path, name, renamed[name], wanted) for name, wanted in expected.items()}
+        raise CheckpointError(
+            checkpoint.file.path,
+            f"it looks like {checkpoint.description}, but it has unexpected tensors ({len(unexpected)}), including "
+            f"'{min(unexpected)}'",
+        )
+
+
+def _check_tensor(checkpoint: Checkpoint, source: Source, wanted: torch.Tensor) -> None:
+    """Raise CheckpointError if a tensor of the network cannot be made of its source."""
+    path, tensors = checkpoint.file.path, checkpoint.file.tensors
+    for name in source.names:
+        own = checkpoint.names[name]
+        tensor = tensors[own]
+        if tensor.layout != torch.strided or tensor.is_nested:
+            raise CheckpointError(path, f"'{own}' is sparse or nested")
+        # converting complex numbers to real ones would drop the imaginary parts without an error
+        if tensor.dtype not in (_COMPLEX if wanted.is_complex() else _REAL):
+            raise CheckpointError(path, f"'{own}' has dtype {tensor.dtype}, expected {wanted.dtype}")
+    shape = tuple(_convert(checkpoint, source, tensors).shape)
+    if shape != tuple(wanted.shape):
+        own = checkpoint.names[source.names[0]]
+        of_parts = f" (of {len(source.names)} joined tensors)" if len(source.names) > 1 else ""
+        raise CheckpointError(path, f"'{own}' has shape {shape}{of_parts}, expected {tuple(wanted.shape)}")
+
+
+def _convert(checkpoint: Checkpoint, source: Source, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    names = [checkpoint.names[name] for name in source.names]
+    try:
+        return source.convert([tensors[name] for name in names])
+    except (IndexError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        quoted = ", ".join(f"'{name}'" for name in names)
+        raise CheckpointError(checkpoint.file.path, f"{quoted} cannot be used: {reason}") from error
+
+
+def _examples(names: Iterable[str], count: int = 3) -> str:
+    return ", ".join(f"'{name}'" for name in list(names)[:count])
 
 
 def checkpoint_contents(network: Sam3Image, architecture: Architecture) -> dict[str, Any]:
@@ -95,40 +218,3 @@ def checkpoint_contents(network: Sam3Image, architecture: Architecture) -> dict[
         prefix = next(prefix for prefix, ours in reversed(_PREFIXES.items()) if name.startswith(ours))
         tensors[prefix + name.removeprefix(_PREFIXES[prefix])] = tensor
     return {"model": tensors, "architecture": architecture.to_dict()}
-
-
-def _check_archive(path: Path) -> None:
-    """Verify the checksums, which PyTorch does not; takes less than a second for SAM 3.
-
-    Raises:
-        CheckpointError: the file is not a zip archive as ``torch.save`` writes it, or is damaged.
-    """
-    try:
-        with path.open("rb") as file:
-            if not zipfile.is_zipfile(file):
-                raise CheckpointError(path, "it is another kind of file, or an incomplete download")
-            archive = zipfile.ZipFile(file)
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise CheckpointError(path, "it was repacked with compression, which PyTorch cannot read")
-            damaged = archive.testzip()
-    except CheckpointError:
-        raise
-    except OSError as error:
-        raise CheckpointError(path, f"it cannot be opened ({error.strerror})") from error
-    except (EOFError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
-        raise CheckpointError(path, f"it is damaged ({error})") from error
-    if damaged:
-        raise CheckpointError(path, f"it is damaged: the checksum of its entry {damaged} is wrong")
-
-
-def _fit_tensor(path: Path, name: str, tensor: Any, wanted: torch.Tensor) -> torch.Tensor:
-    if not isinstance(tensor, torch.Tensor):
-        raise CheckpointError(path, f"'{name}' is a {type(tensor).__name__}, not a tensor")
-    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta:
-        raise CheckpointError(path, f"'{name}' is sparse, is nested or has no data")
-    if tensor.shape != wanted.shape:
-        raise CheckpointError(path, f"'{name}' has shape {tuple(tensor.shape)}, expected {tuple(wanted.shape)}")
-    # converting complex numbers to real ones would drop the imaginary parts without an error
-    if tensor.is_complex() != wanted.is_complex() or not (tensor.is_floating_point() or tensor.is_complex()):
-        raise CheckpointError(path, f"'{name}' has dtype {tensor.dtype}, expected {wanted.dtype}")
-    return tensor.to(wanted.dtype)

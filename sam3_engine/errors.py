@@ -39,31 +39,39 @@ class PromptError(ArgumentError):
 
 
 class WeightFileError(ArgumentError):
-    """A path that does not name a weight file."""
+    """A path or name for which there is no weight file."""
 
     _max_quoted = 1000
 
 
 class WeightsError(RuntimeError):
-    """The published weights are not on this machine and cannot be downloaded; the message says what you can do.
+    """The weights are not on this machine and cannot be downloaded; the message says what you can do.
 
     Attributes:
         reason: what went wrong, and what to do about it.
         place: path where a file that you download would be found, or None.
+        argument: name of the argument or parameter that names the weights.
+        source: the file to download, and from where.
     """
 
-    def __init__(self, reason: str, place: Path | None = None, argument: str = "weights") -> None:
+    def __init__(
+        self,
+        reason: str,
+        place: Path | None = None,
+        argument: str = "weights",
+        source: str = "sam3.pt from https://huggingface.co/facebook/sam3",
+    ) -> None:
         put_there = f"put it at {place} or " if place else ""
         super().__init__(
-            f"{reason} You can also download sam3.pt from https://huggingface.co/facebook/sam3 on any machine, and "
-            f"{put_there}set {argument} to its path."
+            f"{reason} You can also download {source} on any machine, and {put_there}set {argument} to its path."
         )
         self.reason = reason
         self.place = place
         self.argument = argument
+        self.source = source
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.reason, self.place, self.argument)
+        return type(self), (self.reason, self.place, self.argument, self.source)
 
 
 class CheckpointError(ValueError):
@@ -71,7 +79,8 @@ class CheckpointError(ValueError):
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(
-            f"{path} is not a usable SAM 3 checkpoint: {reason}. Expected Meta's sam3.pt or a file in the same format."
+            f"{path} is not a usable SAM 3 checkpoint: {reason}. Supported: SAM 3 and SAM 3.1 checkpoints (.pt or "
+            ".safetensors) from Meta, Hugging Face transformers or fine-tuning."
         )
         self.path = path
         self.reason = reason

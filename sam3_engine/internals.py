@@ -49,9 +49,10 @@ def forget_image(network: Sam3Image) -> None:
 
 
 def encoder_layers(network: Sam3Image) -> Iterator[torch.nn.Module]:
-    """Yield the modules of the image encoder's trunk and of the text encoder."""
+    """Yield the modules of the image encoder's trunk and of the text encoder, if there is one."""
     yield from network.backbone.vision_backbone.trunk.modules()
-    yield from network.backbone.language_backbone.modules()
+    if network.backbone.language_backbone is not None:
+        yield from network.backbone.language_backbone.modules()
 
 
 def build_causal_mask(network: Sam3Image, device: torch.device) -> None:

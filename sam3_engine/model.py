@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -20,11 +21,13 @@ from .checkpoint import fit_tensors, read_checkpoint
 from .contexts import importing_sam3, inference
 from .devices import choose_precision
 from .errors import CheckpointError, DeviceMemoryError
-from .internals import encoder_layers
 from .lru_cache import LRUCache
+from .weight_precision import set_weight_precision
 
 with importing_sam3():
-    from .network import Sam3Image, build_network
+    from .network import Sam3Image, build_image_network
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -41,7 +44,8 @@ class Model:
     Attributes:
         checkpoint: the file that the network was loaded from.
         network: the network at the checkpoint's own input size.
-        architecture: the sizes of that network.
+        architecture: the sizes and parts of that network.
+        description: what users call the checkpoint, for example "SAM 3.1 (multiplex)".
         device, precision: where and in which dtype it runs.
         embeddings: image embeddings; use it inside :meth:`exclusive_inference`.
         phrases: outputs of the text encoder by phrase; use it inside :meth:`exclusive_inference`.
@@ -53,12 +57,14 @@ class Model:
         checkpoint: Path,
         network: Sam3Image,
         architecture: Architecture,
+        description: str,
         device: torch.device,
         precision: torch.dtype,
     ) -> None:
         self.checkpoint = checkpoint
         self.network = network
         self.architecture = architecture
+        self.description = description
         self.device = device
         self.precision = precision
         self.embeddings: LRUCache[Any] = LRUCache(_CACHED_IMAGES)
@@ -127,7 +133,7 @@ class Model:
         own = self.architecture
         hole_area = round(own.fill_hole_area * (resolution / own.resolution) ** 2)  # the same share of the image
         architecture = dataclasses.replace(own, resolution=resolution, fill_hole_area=hole_area)
-        network = build_network(architecture, self.device, without_weights=True)
+        network = build_image_network(architecture, self.device)
         # only the rotary tables depend on the input size; sam3 computes them when it builds a network
         tensors = {
             name: computed if computed.is_complex() and computed.shape != tensor.shape else tensor
@@ -137,11 +143,13 @@ class Model:
         }
         with torch.inference_mode(False):  # as in load_model
             network.load_state_dict(tensors, assign=True)
-            return network.requires_grad_(False).to(self.device)
+            network.requires_grad_(False)
+            set_weight_precision(network, self.device, self.precision)
+            return network.to(self.device)
 
 
 def load_model(checkpoint: Path, device: torch.device, precision: torch.dtype | None = None) -> Model:
-    """Load a checkpoint: Meta's ``sam3.pt``, or a file with the same tensor names that contains its own architecture.
+    """Load a checkpoint of SAM 3 or SAM 3.1 in any of the supported layouts, recognized by its content.
 
     The file is memory-mapped: while it is in use, you may replace it with another file of the same name, but not write
     to it.
@@ -152,33 +160,23 @@ def load_model(checkpoint: Path, device: torch.device, precision: torch.dtype | 
         precision: dtype of matrix products; by default the one that suits the device.
 
     Raises:
-        CheckpointError: the file cannot be read, or one of its tensors does not fit, is missing or is unexpected.
+        CheckpointError: the file cannot be read, is no SAM 3 checkpoint, or one of its tensors does not fit, is missing
+            or is unexpected.
     """
-    architecture, tensors = read_checkpoint(checkpoint)
+    recognized = read_checkpoint(checkpoint)
+    architecture, description = recognized.architecture, recognized.description
     try:
-        network = build_network(architecture, device, without_weights=True)
+        network = build_image_network(architecture, device)
     # each size is valid by itself, but their combination may not be
     except (AssertionError, IndexError, RuntimeError, ValueError) as error:
         raise CheckpointError(checkpoint, f"a network with its architecture cannot be built ({error})") from error
     precision = precision or choose_precision(device)
     with torch.inference_mode(False):  # even if the host is in it: the tensors outlive this
-        network.load_state_dict(fit_tensors(checkpoint, tensors, network.state_dict()), assign=True)
+        network.load_state_dict(fit_tensors(recognized, network.state_dict()), assign=True)
         network.requires_grad_(False)
-        if device.type == "cuda":  # on a CPU, casting is faster than reading, and weights stay in the file until used
-            cast_encoder_weights(network, device, precision)
-        return Model(checkpoint, network.to(device), architecture, device, precision)
-
-
-def cast_encoder_weights(network: Sam3Image, device: torch.device, precision: torch.dtype) -> None:
-    """Move the weights of the image and text encoders to ``device`` in ``precision``, half the size of float32.
-
-    Autocast casts them in every call anyway, so results do not change. The other weights, an eighth of SAM 3's, stay
-    in float32: some of them are used outside autocast.
-    """
-    for layer in encoder_layers(network):
-        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d | torch.nn.MultiheadAttention):
-            for parameter in layer.parameters(recurse=False):
-                parameter.data = parameter.data.to(device).to(precision)
+        set_weight_precision(network, device, precision)
+        logger.info("Loaded %s from %s.", description, checkpoint)
+        return Model(checkpoint, network.to(device), architecture, description, device, precision)
 
 
 def refuse_forked_process() -> None:

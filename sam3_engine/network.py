@@ -6,6 +6,7 @@ Importing this module imports sam3: do so inside :func:`~.contexts.importing_sam
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 # otherwise, sam3 imports this and skimage's label during a prediction, with side effects on logging and warnings
@@ -40,6 +41,18 @@ from .contexts import building_network
 from .internals import build_causal_mask, leave_autocast, set_feature_sizes
 
 _DROPOUT = 0.1  # the package's value; no effect in evaluation mode
+_PYRAMID = (4.0, 2.0, 1.0, 0.5)  # sides of the feature maps, relative to the grid of patches
+_VIDEO_PARTS = (
+    "maskmem_tpos_enc",
+    "maskmem_backbone",
+    "mask_downsample",
+    "no_mem_pos_enc",
+    "no_obj_embed_spatial",
+    "no_obj_ptr",
+    "obj_ptr_proj",
+    "obj_ptr_tpos_proj",
+    "transformer",
+)
 
 
 def build_network(architecture: Architecture, device: torch.device, *, without_weights: bool = False) -> Sam3Image:
@@ -57,23 +70,37 @@ def build_network(architecture: Architecture, device: torch.device, *, without_w
         The network. The package initializes its parameters, except some of the text encoder's.
     """
     with building_network(device, without_weights=without_weights):
-        network = Sam3Image(
-            backbone=SAM3VLBackbone(visual=_image_encoder(architecture), text=_text_encoder(architecture), scalp=1),
-            transformer=TransformerWrapper(
-                encoder=_detector_encoder(architecture),
-                decoder=_detector_decoder(architecture),
-                d_model=architecture.width,
-            ),
-            input_geometry_encoder=_geometry_encoder(architecture),
-            segmentation_head=_segmentation_head(architecture),
-            num_feature_levels=1,
-            o2m_mask_predict=True,
-            dot_prod_scoring=_phrase_scoring(architecture),
-            use_instance_query=False,
-            multimask_output=True,
-            inst_interactive_predictor=_interactive_predictor(architecture),
-            matcher=None,
-        )
+        network = _assemble(architecture, _PYRAMID, unused_levels=1)
+    with building_network(device, without_weights=False, draws=False):
+        build_causal_mask(network, device)
+    return network.eval()
+
+
+def build_image_network(architecture: Architecture, device: torch.device) -> Sam3Image:
+    """Build the parts of a network that segment images, without weights, in evaluation mode.
+
+    Its answers are those of :func:`build_network`, but it has no parameters that they do not depend on: the video
+    memory, the coarsest level of the feature pyramid (which the package computes and drops), the projections of example
+    points, and the projection of a whole phrase to one vector.
+
+    Args:
+        architecture: sizes and parts of the network.
+        device: of the precomputed tables that are not part of a checkpoint.
+
+    Returns:
+        The network, with large parameters on the meta device, so that a checkpoint can be assigned to them.
+    """
+    with building_network(device, without_weights=True):
+        network = _assemble(architecture, _PYRAMID[:-1], unused_levels=0)
+        network.backbone.language_backbone.encoder.text_projection = None
+        network.geometry_encoder.points_direct_project = _NoPoints(architecture.width)
+        network.geometry_encoder.points_pool_project = network.geometry_encoder.points_pos_enc_project = None
+    if architecture.click_head:
+        for name in _VIDEO_PARTS:
+            delattr(network.inst_interactive_predictor.model, name)
+    if not architecture.detector:
+        _remove_detector(network)
+        return network.eval()
     with building_network(device, without_weights=False, draws=False):
         build_causal_mask(network, device)
     return network.eval()
@@ -91,6 +118,48 @@ def vocabulary_path() -> Path:
     return Path(package.origin).with_name("bpe_simple_vocab_16e6.txt.gz")
 
 
+def _assemble(architecture: Architecture, pyramid: Sequence[float], unused_levels: int) -> Sam3Image:
+    backbone = SAM3VLBackbone(
+        visual=_image_encoder(architecture, pyramid), text=_text_encoder(architecture), scalp=unused_levels
+    )
+    transformer = TransformerWrapper(
+        encoder=_detector_encoder(architecture), decoder=_detector_decoder(architecture), d_model=architecture.width
+    )
+    return Sam3Image(
+        backbone=backbone,
+        transformer=transformer,
+        input_geometry_encoder=_geometry_encoder(architecture),
+        segmentation_head=_segmentation_head(architecture),
+        num_feature_levels=1,
+        o2m_mask_predict=True,
+        dot_prod_scoring=_phrase_scoring(architecture),
+        use_instance_query=False,
+        multimask_output=True,
+        inst_interactive_predictor=_interactive_predictor(architecture) if architecture.click_head else None,
+        matcher=None,
+    )
+
+
+class _NoPoints(torch.nn.Module):
+    """Stands in for the projection of example points, which nobody gives: the geometry encoder needs one."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self._width = width
+
+    def forward(self, points: torch.Tensor) -> torch.Tensor:
+        assert points.shape[0] == 0
+        return points.new_zeros(*points.shape[:-1], self._width)
+
+
+def _remove_detector(network: Sam3Image) -> None:
+    network.backbone.language_backbone = network.geometry_encoder = network.transformer = None
+    network.segmentation_head = network.dot_prod_scoring = None
+    neck = network.backbone.vision_backbone
+    # the package runs as many levels of the click head's pyramid as the detector's has
+    neck.convs = torch.nn.ModuleList(torch.nn.Identity() for _ in neck.convs)
+
+
 def _position_table(channels: int) -> PositionEmbeddingSine:
     return PositionEmbeddingSine(num_pos_feats=channels, normalize=True, scale=None, temperature=10000)
 
@@ -103,7 +172,7 @@ def _attention(
     )
 
 
-def _image_encoder(architecture: Architecture) -> Sam3DualViTDetNeck:
+def _image_encoder(architecture: Architecture, pyramid: Sequence[float]) -> Sam3DualViTDetNeck:
     vit = ViT(
         img_size=architecture.resolution,
         pretrain_img_size=architecture.vit_pretrain_resolution,
@@ -132,9 +201,9 @@ def _image_encoder(architecture: Architecture) -> Sam3DualViTDetNeck:
     return Sam3DualViTDetNeck(
         position_encoding=_position_table(architecture.width),
         d_model=architecture.width,
-        scale_factors=[4.0, 2.0, 1.0, 0.5],
+        scale_factors=list(pyramid),
         trunk=vit,
-        add_sam2_neck=True,
+        add_sam2_neck=architecture.click_head,
     )
 
 
@@ -289,7 +358,7 @@ def _interactive_predictor(architecture: Architecture) -> SAM3InteractiveImagePr
         max_cond_frames_in_attn=4,
         offload_output_to_cpu_for_eval=False,
         sam_mask_decoder_extra_args={
-            "dynamic_multimask_via_stability": True,
+            "dynamic_multimask_via_stability": architecture.dynamic_multimask_via_stability,
             "dynamic_multimask_stability_delta": 0.05,
             "dynamic_multimask_stability_thresh": 0.98,
         },
@@ -321,7 +390,11 @@ class _Tracker(Sam3TrackerPredictor):
             attention_downsample_rate=sizes.mask_decoder_downsample,
         )
         decoder.iou_prediction_head = MaskDecoderMLP(
-            sizes.width, sizes.iou_head_width, decoder.num_mask_tokens, 3, sigmoid_output=True
+            sizes.width,
+            sizes.iou_head_width,
+            decoder.num_mask_tokens,
+            3,
+            sigmoid_output=sizes.iou_prediction_use_sigmoid,
         )
 
 

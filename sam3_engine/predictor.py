@@ -20,11 +20,12 @@ from .contexts import importing_sam3
 from .detector import Detector
 from .devices import choose_device, cuda_present
 from .embedding import ImageEmbedding
+from .errors import PromptError
 from .fitting import FittedPrompt, fit_prompt
 from .images import as_rgb8, content_digest, pixels_of
 from .model import Model
 from .options import DEFAULTS, Options, check_size_percent
-from .prompts import ConceptPrompt, Prompt
+from .prompts import ConceptPrompt, Prompt, in_brackets
 from .segments import Segment
 from .shared_models import is_shared, shared_model
 from .weights import find_checkpoint
@@ -36,6 +37,8 @@ with importing_sam3():
 logger = logging.getLogger(__name__)
 
 _MAX_INPUT_SIZE = 4096
+# what makes a prompt: of points and boxes, of concepts
+_GIVING = {False: ("boxes", "points"), True: ("phrases", "boxes")}
 
 
 def open_predictor(
@@ -50,7 +53,8 @@ def open_predictor(
     """Find the weights and load them, unless this process already has the same model loaded.
 
     Args:
-        weights: path of a checkpoint; empty for the published weights, which are downloaded if necessary.
+        weights: path of a checkpoint, or its name on Hugging Face: ``facebook/sam3``, ``facebook/sam3.1`` or
+            ``owner/repository/file``. Empty: ``facebook/sam3``. Downloaded if it is not on this machine.
         cuda: run on CUDA; None: only if there is a GPU. If no GPU is usable, the predictor warns and runs on the CPU.
         device: run on this device, whatever ``cuda`` says.
         input_size: side of the network's square input in pixels, 0 to 4096, see :class:`Predictor`.
@@ -98,8 +102,9 @@ class Predictor:
         network = model.network_at(self.resolution)
         with model.exclusive_inference():
             self._processor = Sam3Processor(network, resolution=self.resolution, device=model.device)
-        self._detector = Detector(model, network, self._processor)
-        self._click_head = ClickHead(model, network)
+        parts = model.architecture
+        self._detector = Detector(model, network, self._processor) if parts.detector else None
+        self._click_head = ClickHead(model, network) if parts.click_head else None
         self.closed = False
 
     def close(self) -> None:
@@ -135,13 +140,14 @@ class Predictor:
             See :meth:`segment`.
 
         Raises:
-            PromptError: the prompt does not fit the image.
+            PromptError: the prompt does not fit the image, or the checkpoint lacks the head that answers it.
             ImageError: the image cannot be segmented.
             CheckpointError: the network returns NaN.
             DeviceMemoryError: the device ran out of memory.
         """
+        self._refuse_if_closed()
         rgb = _as_rgb8(image)
-        fitted = fit_prompt(prompt, rgb.shape[1], rgb.shape[0])
+        fitted = self._fit(prompt, rgb.shape[1], rgb.shape[0])
         embedding = self.encode_image(rgb, options.size_percent)
         on_encoded()
         return self.segment(embedding, fitted, options)
@@ -184,7 +190,7 @@ class Predictor:
             object in the order of the boxes, or three candidates each, by descending score.
 
         Raises:
-            PromptError: the prompt does not fit the image.
+            PromptError: the prompt does not fit the image, or the checkpoint lacks the head that answers it.
             ValueError: the embedding was made at another input size.
             CheckpointError: the network returns NaN.
             DeviceMemoryError: the device ran out of memory.
@@ -195,9 +201,26 @@ class Predictor:
                 f"The embedding was made at an input size of {embedding.resolution}; this predictor's is "
                 f"{self.resolution}."
             )
-        fitted = fit_prompt(prompt, embedding.width, embedding.height)
+        fitted = self._fit(prompt, embedding.width, embedding.height)
         head = self._detector if isinstance(fitted.prompt, ConceptPrompt) else self._click_head
+        assert head is not None
         return self.model.infer(lambda: head.segment(embedding, fitted, options), embedding.detections)
+
+    def _fit(self, prompt: Prompt | FittedPrompt, width: int, height: int) -> FittedPrompt:
+        """Fit a prompt to an image, if the model has the head that answers it."""
+        fitted = fit_prompt(prompt, width, height)
+        is_concept = isinstance(fitted.prompt, ConceptPrompt)
+        architecture = self.model.architecture
+        if architecture.detector if is_concept else architecture.click_head:
+            return fitted
+        argument, given = next((name, given) for name in _GIVING[is_concept] if (given := getattr(fitted.prompt, name)))
+        answered = "points and boxes" if is_concept else "phrases and example boxes (boxes with labels)"
+        raise PromptError(
+            argument,
+            given[0] if argument == "phrases" else in_brackets(given[0]),
+            f"{self.model.checkpoint.name} is a {self.model.description}. It answers {answered}; for other prompts, "
+            "use a complete checkpoint such as sam3.pt",
+        )
 
     def _encode(self, rgb: np.ndarray, size_percent: int) -> ImageEmbedding:
         pixels = torch.from_numpy(rgb).permute(2, 0, 1)
@@ -206,9 +229,13 @@ class Predictor:
             shrunk = [max(1, round(side * size_percent / 100)) for side in (height, width)]
             pixels = functional.resize(pixels, shrunk, antialias=True)
         features = self._processor.set_image(pixels)["backbone_out"]
+        pyramids = [features] if self.model.architecture.detector else []
+        if self.model.architecture.click_head:
+            pyramids.append(features["sam2_backbone_out"])
         # the package copies the same tables for each image and head: they are larger than the features themselves
-        tables = self.model.position_tables.get(self.resolution, lambda: features["vision_pos_enc"])
-        features["vision_pos_enc"] = features["sam2_backbone_out"]["vision_pos_enc"] = tables
+        tables = self.model.position_tables.get(self.resolution, lambda: pyramids[0]["vision_pos_enc"])
+        for pyramid in pyramids:
+            pyramid["vision_pos_enc"] = tables
         return ImageEmbedding(features, width, height, self.resolution)
 
 

@@ -78,8 +78,12 @@ class ChosenPrompt:
         Raises:
             PromptError: see :func:`~.fitting.fit_prompt`; it names the parameter, or the drawn graphic.
         """
-        with _naming(_DRAWN if self.drawn else _TYPED):
+        with self.naming_arguments():
             return fit_prompt(self.prompt, width, height)
+
+    def naming_arguments(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which errors about the prompt name the parameter, or the drawn graphic."""
+        return _naming(_DRAWN if self.drawn else _TYPED)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,10 @@ import torch
 
 from .architecture import Architecture
 from .checkpoint import checkpoint_contents
-from .model import Sam3Image, build_network
+from .contexts import importing_sam3
+
+with importing_sam3():
+    from .network import Sam3Image, build_network
 
 SMALL = Architecture(
     resolution=112,

@@ -35,7 +35,8 @@ class Settings:
         multimask_output: points and boxes only; return three candidate masks per object.
         instance_output: add an output with every segment as an object: label, score, box and mask.
         model_input_size: side of the network's square input in pixels, 112..2016; 0 for the checkpoint's own size.
-        model_weight_file: path of a local checkpoint; blank for the published weights.
+        model_weight_file: path of a checkpoint, or its name on Hugging Face, such as ``facebook/sam3.1``; blank for the
+            default weights, see :func:`~.weights.find_checkpoint`.
     """
 
     cuda: bool = field(default_factory=cuda_present)
@@ -83,13 +84,13 @@ class Settings:
         """Name the parameter ``model_weight_file`` in errors about the weights.
 
         Raises:
-            ValueError: the file cannot be used.
-            WeightsError: the published weights are not available.
+            ValueError: there is no such file, or it cannot be used.
+            WeightsError: the weights are not on this machine and cannot be downloaded.
         """
         try:
             yield
         except WeightsError as error:
-            raise WeightsError(error.reason, error.place, "model_weight_file") from error
+            raise WeightsError(error.reason, error.place, "model_weight_file", error.source) from error
         except WeightFileError as error:
             raise WeightFileError("model_weight_file", error.value, error.reason) from None
         except CheckpointError as error:

@@ -8,13 +8,17 @@ import pytest
 import torch
 
 from sam3_engine.checkpoint import checkpoint_contents
+from sam3_engine.contexts import importing_sam3
 from sam3_engine.internals import mask_logits_side
-from sam3_engine.model import build_network, load_model
+from sam3_engine.model import load_model
 from sam3_engine.options import Options
 from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import ConceptPrompt, GeometricPrompt
 from sam3_engine.random_weights import SMALL
 from testbed.scenes import iou
+
+with importing_sam3():
+    from sam3_engine.network import build_network
 
 CPU = torch.device("cpu")
 SIZES = [56, 98, 168, 196, 336]

@@ -8,13 +8,13 @@ import torch
 from sam3_engine.architecture import Architecture
 from sam3_engine.checkpoint import checkpoint_contents
 from sam3_engine.contexts import building_network, importing_sam3
-from sam3_engine.model import build_network
-from sam3_engine.network import vocabulary_path
 from sam3_engine.random_weights import SMALL
 from testbed.direct_use import CPU, package_network
 
 with importing_sam3():
     from sam3.model_builder import build_sam3_video_model
+
+    from sam3_engine.network import build_network, vocabulary_path
 
 
 @pytest.fixture(scope="module")

@@ -134,6 +134,8 @@ def test_a_field_can_be_cleared_and_a_value_reset(use_panel):
         {"confidence_threshold": "0.12345"},
         {"input_box": " [[1, 2,\t3, 4]]"},
         {"model_weight_file": "C:\\weights\\sam3.pt "},
+        {"model_weight_file": "facebook/sam3"},
+        {"model_weight_file": "owner/repository/model.safetensors"},
     ],
 )
 def test_untouched_fields_keep_their_stored_values(use_panel, stored):
@@ -154,6 +156,36 @@ def test_the_selected_file_becomes_the_checkpoint(use_panel):
 def test_canceling_the_file_dialog_keeps_the_checkpoint(use_panel):
     found = use_panel(given={"model_weight_file": "/a/b.pt"}, chosen_file="")
     assert found["applied"]["model_weight_file"] == "/a/b.pt"
+
+
+@pytest.mark.parametrize("official", ["facebook/sam3", "facebook/sam3.1"])
+@pytest.mark.parametrize("stored", ["", "/a/b.pt", "facebook/sam3"])
+def test_the_official_weights_can_be_chosen_by_name(use_panel, official, stored):
+    found = use_panel(given={"model_weight_file": stored}, chosen={"model_weight_file": official})
+    assert found["opened"]["choices"] == {"model_weight_file": ["facebook/sam3", "facebook/sam3.1"]}
+    assert found["applied"]["model_weight_file"] == official
+    assert found["typed"]["choices"] == found["opened"]["choices"]
+
+
+def test_the_official_weights_can_be_chosen_again_after_typing(use_panel):
+    name = "model_weight_file"
+    found = use_panel(
+        given={name: "facebook/sam3"}, typed={name: "facebook/sam3.1/x.pt"}, chosen={name: "facebook/sam3"}
+    )
+    assert found["applied"][name] == "facebook/sam3"
+
+
+@pytest.mark.parametrize("typed", ["f", "FACEBOOK/SAM3", "/a/b c.safetensors", "owner/repository/model.safetensors"])
+def test_a_weight_file_is_applied_as_typed(use_panel, typed):
+    found = use_panel(typed={"model_weight_file": typed})
+    assert found["applied"] == {**DEFAULTS, "model_weight_file": typed}
+    assert found["typed"]["choices"] == found["opened"]["choices"]
+
+
+@pytest.mark.parametrize("stored", ["", "/a/b.pt", "facebook/sam3"])
+def test_the_mouse_wheel_does_not_change_the_weight_file(use_panel, stored):
+    found = use_panel(given={"model_weight_file": stored}, wheel_over=["model_weight_file"])
+    assert found["applied"]["model_weight_file"] == stored
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_an_error_for_a_box_outside_the_image_names_the_engine_argument(small_ch
 
 
 @pytest.mark.parametrize(
-    ("weights", "reason"), [("no/such/file.pt", "there is no such file"), (REPOSITORY, "this is a folder")]
+    ("weights", "reason"), [("/no/such/file.pt", "there is no such file"), (REPOSITORY, "this is a folder")]
 )
 def test_an_error_for_missing_weights_names_the_engine_argument(weights, reason):
     with pytest.raises(WeightFileError, match=f"^weights = '.*': {reason}; expected a SAM 3 checkpoint"):
@@ -128,7 +128,7 @@ def test_a_matching_predictor_is_reused_and_any_other_releases_its_model_first(s
     assert (resized.resolution, first.closed) == (168, False)
 
     with pytest.raises(WeightFileError):
-        open_predictor("no/such/file.pt", replaces=resized)
+        open_predictor("/no/such/file.pt", replaces=resized)
     assert not resized.closed
 
     model = weakref.ref(resized.model)
@@ -168,7 +168,9 @@ def test_a_mask_is_boolean_at_source_size(small_checkpoint, photograph):
     [
         PromptError("boxes", [1, 2], "this is not a list of 4 numbers"),
         WeightFileError("model_weight_file", "/nowhere.pt", "there is no such file"),
-        WeightsError("No access.", Path("weights/sam3.pt"), "model_weight_file"),
+        WeightsError(
+            "No access.", Path("weights/sam3.pt"), "model_weight_file", "a.pt from https://huggingface.co/a/b"
+        ),
         CheckpointError(Path("sam3.pt"), "it is damaged"),
         DeviceMemoryError(torch.device("cpu")),
     ],

@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from ikomia import dataprocess
 from ikomia.dataprocess.registry import ik_registry
 from ikomia.dataprocess.workflow import Workflow
@@ -18,7 +18,8 @@ from support import pages
 
 import demo.__main__ as demo
 from demo.docs_pictures import COPIES, OVERVIEW
-from sam3_engine.errors import DeviceMemoryError, WeightsError
+from sam3_engine.errors import DeviceMemoryError, WeightFileError, WeightsError
+from sam3_engine.settings import Settings
 from sam3_engine.weights import find_checkpoint
 from testbed.plugin import PLUGIN, REPOSITORY, Plugin
 from testbed.scenes import draw_scene
@@ -180,11 +181,16 @@ def reported(small_checkpoint, monkeypatch, tmp_path, caplog):
             told.append(str(error))
 
     refused = httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co"))
-    for error in (GatedRepoError("gated", response=refused), LocalEntryNotFoundError("offline")):
+    for weights, error in (
+        ("", GatedRepoError("gated", response=refused)),
+        ("", LocalEntryNotFoundError("offline")),
+        ("owner/repository/sam3.pt", RepositoryNotFoundError("not found", response=refused)),
+    ):
         monkeypatch.setattr("huggingface_hub.hf_hub_download", mock.Mock(side_effect=error))
         monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
-        with pytest.raises(WeightsError) as caught:
-            find_checkpoint("", tmp_path)
+        settings = Settings(model_weight_file=weights)
+        with pytest.raises((WeightsError, WeightFileError)) as caught, settings.naming_weights():
+            find_checkpoint(weights, tmp_path)
         told.append(str(caught.value))
     told.append(str(DeviceMemoryError(torch.device("cuda", 0))))
     return told + [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
@@ -192,7 +198,7 @@ def reported(small_checkpoint, monkeypatch, tmp_path, caplog):
 
 def test_every_message_in_troubleshooting_is_real(reported):
     quoted = re.findall(r"^\| `(.*?)` \|", pages.read("docs/troubleshooting.md"), re.MULTILINE)
-    assert len(quoted) == len(TROUBLE) + 3
+    assert len(quoted) == len(TROUBLE) + 4
     for message in quoted:
         pattern = ".*".join(map(re.escape, message.split("...")))
         assert any(re.fullmatch(pattern, text) for text in reported), (message, reported)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from sam3_engine.architecture import Architecture
-from sam3_engine.model import build_network, load_model
+from sam3_engine.contexts import importing_sam3
+from sam3_engine.model import load_model
 from sam3_engine.options import Options
 from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import ConceptPrompt
@@ -23,6 +24,9 @@ from training.outlines import _assign, _true_ious
 from training.starting_weights import _NEIGHBOURS, _attend_to_neighbours, used_tokens
 from training.train import Plan, Training
 from training.train import main as train_main
+
+with importing_sam3():
+    from sam3_engine.network import build_network
 
 CPU = torch.device("cpu")
 TINY = Architecture.from_dict(

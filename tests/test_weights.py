@@ -1,5 +1,6 @@
 """find_checkpoint(), with a server on 127.0.0.1 that stands in for the Hugging Face hub, over real HTTP."""
 
+import hashlib
 import json
 import os
 import random
@@ -8,15 +9,21 @@ import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import unquote
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PUBLISHED = random.Random(3).randbytes(300_000)
+SAM3 = "facebook/sam3/sam3.pt"
+TUNED = "someone/tuned.SAM-3_v2"
+INDEX = f"{TUNED}/fp16/model.safetensors.index.json"
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 TOKEN = "hf_aTokenThatNobodyMaySee"
 
 
@@ -28,29 +35,35 @@ class Denial(NamedTuple):
     message: str = ""  # the header X-Error-Message
 
 
+NO_FILE = Denial(404, "EntryNotFound", "Entry not found")
+NO_REPOSITORY = Denial(404, "RepoNotFound", "Repository not found")
+# over HTTPS, huggingface_hub takes a 401 without this code for the same
+NO_REPOSITORY_OR_PRIVATE = Denial(401, "RepoNotFound", "Invalid username or password.")
+HIDDEN = ("401-no-token", "404-hidden-repository")  # the hub's response if there is no such repository, too
 NO_ACCESS = [
     pytest.param(Denial(401, "GatedRepo", "Access to model facebook/sam3 is restricted."), "", id="gated-no-token"),
     pytest.param(Denial(401), "", id="401-no-token"),
     pytest.param(Denial(401, "", "Invalid credentials in Authorization header"), TOKEN, id="401-wrong-token"),
     pytest.param(Denial(403, "GatedRepo", "You are not in the authorized list."), TOKEN, id="gated-token-not-approved"),
     pytest.param(Denial(403), TOKEN, id="403-token-without-permission"),
-    pytest.param(Denial(404, "RepoNotFound", "Repository not found"), TOKEN, id="404-hidden-repository"),
+    pytest.param(NO_REPOSITORY, TOKEN, id="404-hidden-repository"),
 ]
-NO_FILE = Denial(404, "EntryNotFound", "Entry not found")
 
-# Runs with the repository as its working directory. huggingface_hub retries a failing hub after 1, 2, 4, 8 and 8
-# seconds; here it retries as often, but does not wait.
-FIND_CHECKPOINT = """
-import json, sys, time, traceback
+# huggingface_hub retries a failing hub after 1, 2, 4, 8 and 8 seconds; here it retries as often, but does not wait.
+FIND_CHECKPOINTS = """
+import json, logging, sys, time, traceback
 from pathlib import Path
 time.sleep = lambda seconds: None
+logging.basicConfig(level=logging.INFO)
 from sam3_engine.weights import find_checkpoint
-try:
-    outcome = {"path": str(find_checkpoint(sys.argv[1], Path(sys.argv[2])))}
-except Exception as error:
-    traceback.print_exc()
-    outcome = {"error": type(error).__name__, "message": str(error)}
-print(json.dumps(outcome))
+outcomes = []
+for name in json.loads(sys.argv[1]):
+    try:
+        outcomes.append({"path": str(find_checkpoint(name, Path(sys.argv[2])))})
+    except Exception as error:
+        traceback.print_exc()
+        outcomes.append({"error": type(error).__name__, "message": str(error)})
+print(json.dumps(outcomes))
 """
 
 
@@ -58,16 +71,18 @@ class Request(NamedTuple):
     """A request to the hub, and the status of the response."""
 
     method: str
+    path: str
     headers: dict[str, str]
     status: int
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves ``content`` as sam3.pt of facebook/sam3, or responds with ``denial`` if it is set."""
+    """Serves ``files``, by repository and path, or responds with ``denial`` if it is set."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), HubConnection)
-        self.content = PUBLISHED
+        self.files = {SAM3: PUBLISHED}
+        self.commit = "0123456789" * 4  # the latest one of all repositories
         self.denial: Denial | None = None
         self.cuts = 0  # how many GETs, from the first, are cut off halfway through the body
         self.revoked_after = 10**9  # how many GETs are accepted before the token is rejected
@@ -96,9 +111,9 @@ class HubConnection(BaseHTTPRequestHandler):
     def _answer(self) -> bytes:
         """Record the request, send the status and the headers, and return the body to send."""
         status, headers, body = self._reply()
-        self.server.requests.append(Request(self.command, dict(self.headers), status))
+        self.server.requests.append(Request(self.command, self.path, dict(self.headers), status))
         self.send_response(status)
-        headers |= {"X-Repo-Commit": "0123456789" * 4, "Content-Length": str(len(body))}
+        headers |= {"Content-Length": str(len(body))}
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
@@ -106,16 +121,20 @@ class HubConnection(BaseHTTPRequestHandler):
 
     def _reply(self) -> tuple[int, dict[str, str], bytes]:
         denial = self.server.denial
-        if self.path != "/facebook/sam3/resolve/main/sam3.pt":
+        repository, revision, name = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", unquote(self.path)).groups()
+        commit = {"X-Repo-Commit": self.server.commit if revision == "main" else revision}
+        content = self.server.files.get(f"{repository}/{name}")
+        if not any(file.startswith(f"{repository}/") for file in self.server.files):
+            denial = NO_REPOSITORY if "authorization" in self.headers else NO_REPOSITORY_OR_PRIVATE
+        elif content is None:
             denial = NO_FILE
         elif len(self.server.gets) >= self.server.revoked_after:
             denial = Denial(401, "", "Invalid credentials in Authorization header")
         if denial:
             reasons = {"X-Error-Code": denial.code, "X-Error-Message": denial.message}
-            return denial.status, {name: reason for name, reason in reasons.items() if reason}, b"denied"
+            return denial.status, commit | {name: reason for name, reason in reasons.items() if reason}, b"denied"
 
-        content = self.server.content
-        headers = {"ETag": f'"{"ab" * 32}"', "Accept-Ranges": "bytes"}
+        headers = commit | {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "Accept-Ranges": "bytes"}
         wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         if not wanted:
             return 200, headers, content
@@ -148,9 +167,16 @@ class Machine:
         self.hf_home = folder / "hf"
         self.temporary = folder / "tmp"
         self.temporary.mkdir()
+        self.working_directory = folder / "work"
+        self.working_directory.mkdir()
 
-    def find_checkpoint(self, model_weight_file: str = "", **environment: str) -> Outcome:
+    def find_checkpoint(self, weights: str = "", **environment: str) -> Outcome:
         """Call the function in a new process: huggingface_hub reads the environment only when it is imported."""
+        (outcome,) = self.find_checkpoints([weights], **environment)
+        return outcome
+
+    def find_checkpoints(self, weights: list[str], **environment: str) -> list[Outcome]:
+        """Call the function for each of ``weights`` in turn, in one new process."""
         inherited = {
             name: value
             for name, value in os.environ.items()
@@ -162,21 +188,25 @@ class Machine:
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HOME": str(self.home),
+            "PYTHONPATH": str(REPOSITORY),
             "TMPDIR": str(self.temporary),
         }
         done = subprocess.run(
-            [sys.executable, "-c", FIND_CHECKPOINT, model_weight_file, str(self.beside_the_plugin.parent)],
-            cwd=REPOSITORY,
+            [sys.executable, "-c", FIND_CHECKPOINTS, json.dumps(weights), str(self.beside_the_plugin.parent)],
+            cwd=self.working_directory,
             env=inherited | ours | environment,
             capture_output=True,
             text=True,
             timeout=60,
         )
         assert done.returncode == 0, done.stderr
-        answer = json.loads(done.stdout.splitlines()[-1])  # huggingface_hub may have printed something before it
-        if "path" in answer:
-            return Outcome(done.stderr, Path(answer["path"]))
-        return Outcome(done.stderr, error=answer["error"], message=answer["message"])
+        answers = json.loads(done.stdout.splitlines()[-1])  # huggingface_hub may have printed something before it
+        return [
+            Outcome(done.stderr, Path(answer["path"]))
+            if "path" in answer
+            else Outcome(done.stderr, error=answer["error"], message=answer["message"])
+            for answer in answers
+        ]
 
 
 @pytest.fixture
@@ -200,17 +230,30 @@ def write(path: Path, content: bytes = b"weights") -> Path:
     return path
 
 
-def fill_cache(machine: Machine, hub: Hub) -> Path:
-    """Download sam3.pt into the Hugging Face cache, then clear the recorded requests."""
-    cached = machine.find_checkpoint().path
+def fill_cache(machine: Machine, hub: Hub, weights: str = "") -> Path:
+    """Download a file into the Hugging Face cache, then clear the recorded requests."""
+    cached = machine.find_checkpoint(weights).path
     assert cached is not None
     hub.requests.clear()
     return cached
 
 
+def serve_shards(hub: Hub) -> None:
+    weight_map = {"a": SHARDS[0], "b": SHARDS[1], "c": SHARDS[0]}
+    hub.files[INDEX] = json.dumps({"metadata": {"total_size": 2}, "weight_map": weight_map}).encode()
+    hub.files |= {f"{TUNED}/fp16/{shard}": shard.encode() for shard in SHARDS}
+
+
 def assert_says_where_to_put_the_file(outcome: Outcome, machine: Machine) -> None:
-    assert str(machine.beside_the_plugin) in outcome.message
-    assert "set weights to its path" in outcome.message
+    assert outcome.message.endswith(
+        " You can also download sam3.pt from https://huggingface.co/facebook/sam3 on any machine, and put it at "
+        f"{machine.beside_the_plugin} or set weights to its path."
+    )
+
+
+def assert_says_what_to_download(outcome: Outcome, source: str) -> None:
+    assert outcome.error == "WeightsError"
+    assert outcome.message.endswith(f" You can also download {source} on any machine, and set weights to its path.")
 
 
 # Search order
@@ -257,9 +300,10 @@ def test_a_path_may_begin_with_a_tilde_and_have_surrounding_spaces(machine, writ
 
 
 # relative paths: messages shorten long ones, and the path of a temporary folder may be long
-@pytest.mark.parametrize(("named", "reason"), [("absent/mine.pt", "no such file"), ("tests", "a folder")])
+@pytest.mark.parametrize(("named", "reason"), [("absent/mine.pt", "no such file"), ("runs", "a folder")])
 def test_a_path_that_is_not_a_file_is_refused(machine, hub, named, reason):
     write(machine.beside_the_plugin)
+    (machine.working_directory / "runs").mkdir()
 
     outcome = machine.find_checkpoint(f" {named} ")
 
@@ -311,7 +355,7 @@ def test_a_download_shows_its_progress_on_stderr(machine):
 
 def test_a_download_resumes_when_the_connection_is_cut(machine, hub):
     # huggingface_hub writes 10 MiB at a time: if the connection is cut earlier, there is nothing to resume
-    hub.content = random.Random(4).randbytes(25 * 2**20)
+    hub.files[SAM3] = random.Random(4).randbytes(25 * 2**20)
     hub.cuts = 1
 
     outcome = machine.find_checkpoint(HF_TOKEN=TOKEN)
@@ -320,7 +364,7 @@ def test_a_download_resumes_when_the_connection_is_cut(machine, hub):
     assert (whole.status, rest.status) == (200, 206)
     assert "Range" not in whole.headers
     assert rest.headers["Range"] == f"bytes={10 * 2**20}-"
-    assert outcome.path.read_bytes() == hub.content
+    assert outcome.path.read_bytes() == hub.files[SAM3]
 
 
 def test_a_file_missing_on_the_hub_is_requested_again_in_the_next_call(machine, hub):
@@ -435,7 +479,7 @@ def test_a_full_disk_is_reported_and_the_next_call_works_once_there_is_space(mac
 
 
 def test_a_token_revoked_during_the_download_gives_the_steps_to_get_access(machine, hub):
-    hub.content = random.Random(4).randbytes(25 * 2**20)
+    hub.files[SAM3] = random.Random(4).randbytes(25 * 2**20)
     hub.cuts, hub.revoked_after = 1, 1
 
     outcome = machine.find_checkpoint(HF_TOKEN=TOKEN)
@@ -471,3 +515,243 @@ def test_the_token_is_in_no_message(machine, hub, denial):
     assert outcome.stderr
     assert TOKEN not in outcome.message + outcome.stderr
     assert hub.requests[0].headers["authorization"].endswith(TOKEN)
+
+
+# Names on Hugging Face
+
+
+@pytest.mark.parametrize(
+    ("repository", "name", "size"),
+    [("facebook/sam3", "sam3.pt", "3.45 GB"), ("facebook/sam3.1", "sam3.1_multiplex.pt", "3.50 GB")],
+)
+def test_the_official_repositories_are_known_by_name(machine, hub, repository, name, size):
+    write(machine.beside_the_plugin)
+    (machine.working_directory / "facebook").mkdir()
+    content = hub.files[f"{repository}/{name}"] = random.Random(5).randbytes(1000)
+
+    outcome = machine.find_checkpoint(f" {repository}\n")
+
+    assert outcome.path.read_bytes() == content
+    assert [request.method for request in hub.requests] == ["HEAD", "GET"]
+    assert f"Downloading {name} from {repository} ({size}, once)." in outcome.stderr
+
+
+def test_a_name_in_the_cache_is_used_without_a_request_to_the_hub(machine, hub):
+    serve_shards(hub)
+    names = ["facebook/sam3", SAM3, INDEX]
+    cached = machine.find_checkpoints(names)
+    requests = len(hub.requests)
+    hub.denial = Denial(503)
+
+    again = machine.find_checkpoints(names)
+
+    assert [outcome.path for outcome in again] == [outcome.path for outcome in cached]
+    assert cached[0].path == cached[1].path == machine.find_checkpoint().path
+    assert len(hub.requests) == requests
+
+
+def test_any_file_of_any_repository_can_be_named(machine, hub):
+    names = ["best.safetensors", "runs/7/last.PT", "a b/ü.pth", "checkpoints.old/x.ckpt", "pytorch_model.bin"]
+    names = [f"{TUNED}/{name}" for name in names] + ["facebook/sam3/model.safetensors"]
+    hub.files |= {name: name.encode() for name in [*names, f"{TUNED}/not_named.pt"]}
+
+    outcomes = machine.find_checkpoints(names)
+
+    assert [outcome.path.read_bytes().decode() for outcome in outcomes] == names
+    assert len(hub.gets) == len(names)
+    assert f"Downloading best.safetensors from {TUNED} (once)." in outcomes[0].stderr
+    assert "Downloading model.safetensors from facebook/sam3 (once)." in outcomes[0].stderr
+
+
+def test_a_path_that_exists_takes_precedence_over_a_name(machine, hub):
+    hub.files[f"{TUNED}/model.pt"] = b"from the hub"
+    names = [f"{TUNED}/model.pt", "facebook/sam3"]
+    for name in names:
+        write(machine.working_directory / name, b"local")
+
+    outcomes = machine.find_checkpoints(names)
+
+    assert [outcome.path for outcome in outcomes] == [Path(name) for name in names]
+    assert hub.requests == []
+
+
+def test_a_mistyped_path_in_an_existing_folder_is_not_looked_up_on_the_hub(machine, hub):
+    hub.files["models/sam/3.pt"] = b"of a stranger"
+    (machine.working_directory / "models").mkdir()
+
+    outcome = machine.find_checkpoint("models/sam/3.pt")
+
+    assert outcome.error == "WeightFileError"
+    assert "weights = 'models/sam/3.pt': there is no such file" in outcome.message
+    assert "there is a folder 'models' here" in outcome.message
+    assert hub.requests == []
+
+
+NOT_NAMES = [
+    r"C:\x\sam3.pt",
+    "C:/x/sam3.pt",
+    r"models\a\b.pt",
+    r"models/a\b/c.pt",
+    "/nowhere/a/b.pt",
+    "./models/a/b.pt",
+    "../models/a/b.pt",
+    "~/models/a/b.pt",
+    "models/../a/b.pt",
+    "models/a/../b.pt",
+    "models/a//b.pt",
+    "models/a/b\n.pt",
+    "models/a/.pt/",
+    "a--b/c/d.pt",
+    "my models/a/b.pt",
+    "models/a/b.onnx",
+    "models/a/b",
+    "models/b.pt",
+    "facebook/sam4",
+    "facebook/sam3/",
+    "Facebook/SAM3",
+    "sam3.pt",
+    "https://huggingface.co/facebook/sam3/resolve/main/sam3.pt",
+]
+
+
+def test_what_does_not_look_like_a_name_is_a_path(machine, hub):
+    outcomes = machine.find_checkpoints(NOT_NAMES)
+
+    assert {outcome.error for outcome in outcomes} == {"WeightFileError"}
+    assert [outcome.message for outcome in outcomes if "there is no such file" not in outcome.message] == []
+    assert hub.requests == []
+    hint = "or a name on Hugging Face: facebook/sam3, facebook/sam3.1 or owner/repository/file.safetensors."
+    hinted = [name for name, outcome in zip(NOT_NAMES, outcomes, strict=True) if outcome.message.endswith(hint)]
+    assert [name for name in NOT_NAMES if name not in hinted] == ["/nowhere/a/b.pt", "~/models/a/b.pt"]
+
+
+@pytest.mark.parametrize("token", ["", TOKEN], ids=["no-token", "token"])
+def test_a_name_that_the_hub_does_not_have_may_be_a_mistyped_path(machine, hub, token):
+    hub.files[f"{TUNED}/model.pt"] = b""
+
+    no_repository, no_file = machine.find_checkpoints(["networks/sam/3.pt", f"{TUNED}/other.pt"], HF_TOKEN=token)
+
+    assert no_repository.error == no_file.error == "WeightFileError"
+    assert "weights = 'networks/sam/3.pt': there is no such file on this machine" in no_repository.message
+    assert "has no repository networks/sam, or it is private" in no_repository.message
+    assert "`hf auth login`" in no_repository.message
+    assert f"weights = '{TUNED}/other.pt': there is no such file on this machine" in no_file.message
+    assert f"{TUNED} on the Hugging Face hub has no file other.pt." in no_file.message
+
+
+@pytest.mark.parametrize(("denial", "token"), [case for case in NO_ACCESS if case.id not in HIDDEN])
+def test_denied_access_to_any_repository_gives_the_steps_for_it(machine, hub, denial, token):
+    hub.files[f"{TUNED}/model.pt"] = b""
+    hub.denial = denial
+
+    outcome = machine.find_checkpoint(f"{TUNED}/model.pt", HF_TOKEN=token)
+
+    assert outcome.error == "WeightsError"
+    steps = [
+        f"No access to {TUNED}",
+        f"request access at https://huggingface.co/{TUNED} ",
+        "`hf auth login`",
+        "HF_TOKEN",
+    ]
+    assert [step for step in steps if step not in outcome.message] == []
+    assert "facebook" not in outcome.message
+    assert TOKEN not in outcome.message + outcome.stderr
+    assert_says_what_to_download(outcome, f"model.pt from https://huggingface.co/{TUNED}")
+
+
+@pytest.mark.parametrize("denial", [Denial(401, "GatedRepo"), NO_REPOSITORY], ids=["gated", "hidden"])
+def test_denied_access_to_sam_3_1_gives_the_steps_for_it(machine, hub, denial):
+    hub.files["facebook/sam3.1/sam3.1_multiplex.pt"] = b""
+    hub.denial = denial
+
+    outcome = machine.find_checkpoint("facebook/sam3.1")
+
+    assert outcome.error == "WeightsError"
+    assert "No access to facebook/sam3.1. The SAM 3.1 weights are gated. " in outcome.message
+    assert "request access at https://huggingface.co/facebook/sam3.1 " in outcome.message
+    assert_says_what_to_download(outcome, "sam3.1_multiplex.pt from https://huggingface.co/facebook/sam3.1")
+
+
+@pytest.mark.parametrize("obstacle", ["offline", "no connection", "server error"])
+def test_a_name_that_cannot_be_looked_up_says_what_to_download(machine, hub, obstacle):
+    serve_shards(hub)
+    hub.files[f"{TUNED}/runs/m.pt"] = b""
+    hub.denial = Denial(503)
+    environment = {"HF_HUB_OFFLINE": "1"} if obstacle == "offline" else {}
+    if obstacle == "no connection":
+        environment = {"HTTP_PROXY": "http://127.0.0.1:9"}
+        machine.endpoint = "http://192.0.2.1"
+
+    file, official, index = machine.find_checkpoints([f"{TUNED}/runs/m.pt", "facebook/sam3", INDEX], **environment)
+
+    said = "HTTP 503 for runs/m.pt" if obstacle == "server error" else "The Hugging Face hub cannot be reached"
+    assert file.message.startswith(f"There is no file '{TUNED}/runs/m.pt' on this machine. The Hugging Face hub ")
+    assert said in file.message
+    assert official.message.startswith("The Hugging Face hub ")
+    assert_says_what_to_download(file, f"runs/m.pt from https://huggingface.co/{TUNED}")
+    assert_says_what_to_download(official, "sam3.pt from https://huggingface.co/facebook/sam3")
+    files = "fp16/model.safetensors.index.json and the files that it names, into one folder,"
+    assert_says_what_to_download(index, f"{files} from https://huggingface.co/{TUNED}")
+
+
+def test_invalid_network_settings_do_not_matter_for_paths(machine, hub):
+    outcome = machine.find_checkpoint("models/b.pt", HF_HUB_ETAG_TIMEOUT="abc")
+    assert outcome.error == "WeightFileError"
+
+
+def test_processes_that_start_together_download_a_name_once(machine, hub):
+    hub.files[f"{TUNED}/model.pt"] = random.Random(4).randbytes(25 * 2**20)
+
+    with ThreadPoolExecutor() as pool:
+        outcomes = list(pool.map(machine.find_checkpoint, [f"{TUNED}/model.pt"] * 2))
+
+    assert outcomes[0].path == outcomes[1].path
+    assert len(hub.gets) == 1
+
+
+# Sharded checkpoints
+
+
+def test_an_index_brings_its_shards(machine, hub):
+    serve_shards(hub)
+
+    path = machine.find_checkpoint(INDEX).path
+
+    assert path.read_bytes() == hub.files[INDEX]
+    assert [path.with_name(shard).read_bytes().decode() for shard in SHARDS] == list(SHARDS)
+    assert len(hub.gets) == 3
+
+
+def test_shards_come_from_the_commit_of_their_index(machine, hub):
+    serve_shards(hub)
+    missing = hub.files.pop(f"{TUNED}/fp16/{SHARDS[1]}")
+
+    outcome = machine.find_checkpoint(INDEX)
+
+    assert outcome.error == "WeightFileError"
+    assert f"{TUNED} on the Hugging Face hub has no file fp16/{SHARDS[1]}, which this index names." in outcome.message
+
+    old, hub.commit = hub.commit, "ab" * 20
+    hub.files[f"{TUNED}/fp16/{SHARDS[1]}"] = missing
+    hub.requests.clear()
+    path = machine.find_checkpoint(INDEX).path
+
+    assert path.parent.joinpath(SHARDS[1]).read_bytes() == missing
+    assert {request.path for request in hub.requests} == {f"/{TUNED}/resolve/{old}/fp16/{SHARDS[1]}"}
+
+
+def test_a_bad_index_is_refused_and_brings_nothing(machine, hub):
+    shards = ["../up.safetensors", "/etc/x.safetensors", r"a\b.safetensors", "C:x.safetensors", "..", "x.pt", "", 5, []]
+    indexes = [json.dumps({"weight_map": {"tensor": shard}}) for shard in shards]
+    indexes += ["<html>", "[]", "{}", '{"weight_map": ["x.safetensors"]}', "[" * 100_000, "\ud800"]
+    names = [f"{TUNED}/{number}.safetensors.index.json" for number in range(len(indexes))]
+    hub.files |= {name: index.encode(errors="surrogatepass") for name, index in zip(names, indexes, strict=True)}
+
+    outcomes = machine.find_checkpoints(names)
+
+    assert {outcome.error for outcome in outcomes} == {"CheckpointError"}
+    for shard, outcome in zip(shards[:-1], outcomes, strict=False):
+        assert f"it names the shard '{shard!s}'".replace("\\", "\\\\") in outcome.message
+    assert {request.path for request in hub.requests} == {
+        f"/{TUNED}/resolve/main/{number}.safetensors.index.json" for number in range(len(indexes))
+    }

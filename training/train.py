@@ -22,8 +22,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sam3_engine.architecture import Architecture
 from sam3_engine.checkpoint import checkpoint_contents
+from sam3_engine.contexts import importing_sam3
 from sam3_engine.devices import choose_device
-from sam3_engine.model import Sam3Image, build_network
 from sam3_engine.redirection import redirect_cuda
 
 from .batches import Batch, Batches
@@ -34,6 +34,9 @@ from .losses import Losses
 from .optimisation import Optimiser
 from .outlines import outline_losses
 from .starting_weights import initialise, used_tokens
+
+with importing_sam3():
+    from sam3_engine.network import Sam3Image, build_network
 
 SHAPES = Architecture(
     resolution=336,

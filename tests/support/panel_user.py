@@ -11,12 +11,24 @@ import sys
 from ikomia.dataprocess.workflow import Workflow  # load its Qt before PyQt's
 
 # isort: split
-from PyQt6.QtWidgets import QAbstractSpinBox, QApplication, QCheckBox, QFileDialog, QLabel, QLineEdit, QPushButton
+from PyQt6.QtCore import QPoint, QPointF, Qt
+from PyQt6.QtGui import QWheelEvent
+from PyQt6.QtTest import QTest
+from PyQt6.QtWidgets import (
+    QAbstractSpinBox,
+    QApplication,
+    QCheckBox,
+    QComboBox,
+    QFileDialog,
+    QLabel,
+    QLineEdit,
+    QPushButton,
+)
 
 from demo.panel import open_panel
 from testbed.plugin import PLUGIN
 
-FIELDS = (QCheckBox, QAbstractSpinBox, QLineEdit)
+FIELDS = (QCheckBox, QAbstractSpinBox, QLineEdit, QComboBox)
 
 
 def field(panel, name):
@@ -28,11 +40,34 @@ def type_into(widget, value):
         widget.setChecked(value)
     elif isinstance(widget, QLineEdit):
         widget.setText(value)
+    elif isinstance(widget, QComboBox):
+        widget.clearEditText()
+        QTest.keyClicks(widget.lineEdit(), value)  # completion would act on keys
+        QTest.keyClick(widget.lineEdit(), Qt.Key.Key_Return)
     else:
         widget.setValue(value)
 
 
+def choose_in(widget, item):
+    widget.showPopup()
+    choices = widget.view()
+    (row,) = [row for row in range(widget.count()) if widget.itemText(row) == item]
+    choices.setCurrentIndex(choices.model().index(row, 0))
+    QTest.keyClick(choices, Qt.Key.Key_Return)
+
+
+def turn_wheel_over(widget):
+    """Turn the mouse wheel two notches down."""
+    for _ in range(2):
+        middle = QPointF(widget.rect().center())
+        buttons, keys, phase = Qt.MouseButton.NoButton, Qt.KeyboardModifier.NoModifier, Qt.ScrollPhase.NoScrollPhase
+        notch = QWheelEvent(middle, middle, QPoint(), QPoint(0, -120), buttons, keys, phase, False)
+        QApplication.sendEvent(widget, notch)
+
+
 def shown_in(widget):
+    if isinstance(widget, QComboBox):
+        return widget.currentText()
     return widget.isChecked() if isinstance(widget, QCheckBox) else widget.text()
 
 
@@ -53,6 +88,11 @@ def look_at(panel):
         "labels": [label.text() for label in panel.window.findChildren(QLabel)],
         "disabled": [name for name in names if not field(panel, name).isEnabled()],
         "shown": {name: shown_in(field(panel, name)) for name in names},
+        "choices": {
+            name: [widget.itemText(row) for row in range(widget.count())]
+            for name in names
+            if isinstance(widget := field(panel, name), QComboBox)
+        },
     }
 
 
@@ -64,6 +104,10 @@ def perform(task):
         press(panel, "Browse...")
     for name, value in task.get("typed", {}).items():
         type_into(field(panel, name), value)
+    for name, item in task.get("chosen", {}).items():
+        choose_in(field(panel, name), item)
+    for name in task.get("wheel_over", ()):
+        turn_wheel_over(field(panel, name))
     found["typed"] = look_at(panel)
     for name, value in task.get("corrected", {}).items():
         type_into(field(panel, name), value)

@@ -1,0 +1,78 @@
+"""The dtypes in which a network holds its weights.
+
+The encoders, seven eighths of SAM 3's weights, hold what the device reads fastest or what the file contains: autocast
+casts them in every call anyway, so answers do not change. All other weights are in float32, because some of them are
+used outside autocast.
+
+Importing this module imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .internals import encoder_layers
+
+if TYPE_CHECKING:
+    from sam3.model.sam3_image import Sam3Image
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def set_weight_precision(network: Sam3Image, device: torch.device, precision: torch.dtype) -> None:
+    """Set the dtypes of a network's weights in place.
+
+    On CUDA, the encoders' weights move to ``device`` in ``precision``. On a CPU, they stay as they are, because casting
+    is faster than reading, and a memory-mapped weight stays in the file until it is used. Where such a network runs in
+    float32, each layer has its float16 or bfloat16 weights in float32 only while it runs.
+
+    Args:
+        network: with loaded weights.
+        device: where it will run.
+        precision: dtype of its matrix products.
+    """
+    encoders = list(_autocast_layers(network))
+    kept = {id(parameter) for layer in encoders for parameter in layer.parameters()}
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.dtype in _HALF and id(tensor) not in kept:
+            tensor.data = tensor.data.float()
+    if device.type == "cuda":
+        cast_encoder_weights(network, device, precision)
+    elif precision == torch.float32:
+        for layer in encoders:
+            if any(parameter.dtype in _HALF for parameter in layer.parameters()):
+                _widen_while_running(layer)
+
+
+def cast_encoder_weights(network: Sam3Image, device: torch.device, precision: torch.dtype) -> None:
+    """Move the weights of the image and text encoders to ``device`` in ``precision``."""
+    for layer in _autocast_layers(network):
+        for parameter in layer.parameters():
+            parameter.data = parameter.data.to(device).to(precision)
+
+
+def _autocast_layers(network: Sam3Image) -> Iterator[torch.nn.Module]:
+    """Yield the encoders' layers whose weights autocast casts."""
+    for layer in encoder_layers(network):
+        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d | torch.nn.MultiheadAttention):
+            yield layer
+
+
+def _widen_while_running(layer: torch.nn.Module) -> None:
+    parameters = list(layer.parameters())
+    narrow = [parameter.data for parameter in parameters]
+
+    def widen(*_: Any) -> None:
+        with torch.inference_mode(False):  # a parameter cannot hold a tensor that was made in inference mode
+            for parameter, data in zip(parameters, narrow, strict=True):
+                parameter.data = data.float()
+
+    def restore(*_: Any) -> None:
+        for parameter, data in zip(parameters, narrow, strict=True):
+            parameter.data = data
+
+    layer.register_forward_pre_hook(widen)
+    layer.register_forward_hook(restore, always_call=True)
