@@ -208,7 +208,10 @@ _SAM3 = Layout(
 )
 _SAM3_1 = Layout(
     version="SAM 3.1 (multiplex)",
-    mark=r"((detector\.|sam3_model\.)?backbone\.vision_backbone\.|(tracker|sam2_predictor)\.model\.)interactiv",
+    mark=(
+        r"(detector\.|sam3_model\.)?backbone\.vision_backbone\.interactive_convs\."
+        r"|(tracker|sam2_predictor)\.model\.(interactive|interactivity)_"
+    ),
     prefixes=_META_PREFIXES,
     detector=_META_DETECTOR,
     click_head=Head(
@@ -228,7 +231,7 @@ _SAM3_1 = Layout(
         *_META_UNUSED,
         r"detector\.backbone\.vision_backbone\.propagation_convs\..*",
         # the video tracker: everything but the heads for clicks
-        r"tracker\.model\.(?!interactiv).*",
+        r"tracker\.model\.(?!interactive_|interactivity_).*",
         r"tracker\.model\.interactive_(mask_downsample|obj_ptr_proj)\..*",
     ),
     settings={"iou_prediction_use_sigmoid": False, "dynamic_multimask_via_stability": False},

@@ -278,7 +278,9 @@ CHECKPOINTS = {
     "a part of the tensors": spoilt_tensors(lambda tensors: [tensors.pop(name) for name in list(tensors)[::7]]),
     "a tensor of another shape": spoilt_tensors(reshape_one),
     "NaN among the weights": spoilt_tensors(put_nan),
-    "SAM 3.1": lambda path, good: torch.save({"tracker.model.interactive_sam.weight": torch.zeros(3)}, path),
+    "one tensor of SAM 3.1": lambda path, good: torch.save(
+        {"tracker.model.interactive_sam.weight": torch.zeros(3)}, path
+    ),
 }
 
 
@@ -294,7 +296,6 @@ def test_a_wrong_checkpoint_is_refused(image, small_checkpoint, tmp_path, kind):
     assert str(path) in message
     assert "\n" not in message
     assert message.startswith("model_weight_file = ")
-    assert ("SAM 3.1" in message) == (kind == "SAM 3.1")
     assert not (tmp_path / "evidence").exists()
     assert [output.is_data_available() for output in plugin.algorithm.get_outputs()[1:]] == [False]
     assert digest(plugin.segment(image, **GOOD, model_weight_file=small_checkpoint)) == good

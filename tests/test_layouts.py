@@ -417,7 +417,7 @@ UNUSED = {
     "sam3.1": [
         rf"(detector|sam3_model)\.({EXAMPLE_POINTS}|{PHRASE_AS_ONE_VECTOR})",
         r"(detector|sam3_model)\.backbone\.vision_backbone\.propagation_convs\..*",
-        r"(tracker|sam2_predictor)\.model\.(?!interactiv).*",
+        r"(tracker|sam2_predictor)\.model\.(?!interactive_|interactivity_).*",
         r"(tracker|sam2_predictor)\.model\.interactive_(mask_downsample|obj_ptr_proj)\..*",
     ],
     "transformers": [

@@ -390,7 +390,7 @@ def test_the_engine_loads_the_checkpoint(tmp_path):
     model = load_model(tmp_path / "trained.pt", CPU, torch.float32)
     for name, tensor in model.network.state_dict().items():
         averaged = training.average.module.state_dict()[name]
-        assert torch.allclose(tensor, averaged, rtol=1e-3, atol=1e-6), name
+        assert torch.allclose(tensor.to(averaged.dtype), averaged, rtol=1e-3, atol=1e-6), name
     predictor = Predictor(model)
     embedding = predictor.encode_image(np.zeros((50, 60, 3), np.uint8))
     assert len(predictor.segment(embedding, ConceptPrompt(("star",)), Options(confidence_threshold=0))) == TINY.queries
