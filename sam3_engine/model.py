@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 from .architecture import Architecture
-from .checkpoint import fit_tensors, read_checkpoint
+from .checkpoints.checkpoint import fit_tensors, read_checkpoint
 from .contexts import importing_sam3, inference
 from .devices import choose_precision
 from .errors import CheckpointError, DeviceMemoryError

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from .architecture import Architecture
-from .checkpoint import checkpoint_contents
+from .checkpoints.checkpoint import checkpoint_contents
 from .contexts import importing_sam3
 
 with importing_sam3():

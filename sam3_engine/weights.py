@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from .errors import CheckpointError, WeightFileError, WeightsError, quote
-from .safetensors_headers import read_json
+from .checkpoints.safetensors_headers import INDEX_SUFFIX, read_index
+from .errors import WeightFileError, WeightsError, quote
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -34,9 +34,7 @@ _PUBLISHED = {
     "facebook/sam3": _Published("SAM 3", "sam3.pt", "3.45 GB"),
     "facebook/sam3.1": _Published("SAM 3.1", "sam3.1_multiplex.pt", "3.50 GB"),
 }
-_INDEX_SUFFIX = ".safetensors.index.json"
-_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", _INDEX_SUFFIX)
-_MAX_INDEX_BYTES = 64 * 2**20
+_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", INDEX_SUFFIX)
 
 _LOG_IN = "run `hf auth login` and paste the token, or set the environment variable HF_TOKEN"
 
@@ -138,11 +136,11 @@ class _HubFile:
             WeightFileError, WeightsError, CheckpointError: see :func:`find_checkpoint`.
         """
         path = self._find_part(self.name)
-        if self.name.lower().endswith(_INDEX_SUFFIX):
+        if self.name.lower().endswith(INDEX_SUFFIX):
             folder, slash, _ = self.name.rpartition("/")
             # the index may be older than the repository's latest commit: its shards must come from the same one
             commit = path.parents[self.name.count("/")].name
-            for shard in _shard_names(path):
+            for shard in sorted(set(read_index(path, path).values())):
                 self._find_part(folder + slash + shard, commit)
         return path
 
@@ -249,28 +247,6 @@ class _HubFile:
         if self.typed not in ("", self.repository):  # perhaps a mistyped path
             reason = f"There is no file {quote(self.typed, limit=1000)} on this machine. {reason}"
         files = self.name
-        if files.lower().endswith(_INDEX_SUFFIX):
+        if files.lower().endswith(INDEX_SUFFIX):
             files += " and the files that it names, into one folder,"
         return WeightsError(reason, self.place, source=f"{files} from https://huggingface.co/{self.repository}")
-
-
-def _shard_names(index: Path) -> list[str]:
-    """Return the files that the index of a sharded safetensors checkpoint names.
-
-    Raises:
-        CheckpointError: the index is invalid, or names a file outside its folder.
-    """
-    try:
-        with index.open("rb") as file:
-            text = file.read(_MAX_INDEX_BYTES)  # the beginning of a larger file is not valid JSON
-        names = set(read_json(text)["weight_map"].values())
-    except OSError as error:
-        raise CheckpointError(index, f"it cannot be opened ({error.strerror})") from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(index, "it is not the index of a sharded checkpoint") from error
-    for name in names:
-        if not isinstance(name, str) or PureWindowsPath(name).name != name or not name.endswith(".safetensors"):
-            raise CheckpointError(
-                index, f"it names the shard {quote(name)}; expected the name of a .safetensors file in its own folder"
-            )
-    return sorted(names)

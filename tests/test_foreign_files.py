@@ -17,9 +17,9 @@ import torch
 import transformers
 from PIL import Image
 
+from sam3_engine.checkpoints.foreign_files import describe_bytes, describe_tensors
+from sam3_engine.checkpoints.weight_files import open_weight_file
 from sam3_engine.errors import CheckpointError
-from sam3_engine.foreign_files import describe_bytes, describe_tensors
-from sam3_engine.weight_files import open_weight_file
 
 
 def nothing(shape=(2, 2), dtype=torch.float32):

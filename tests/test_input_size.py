@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sam3_engine.checkpoint import checkpoint_contents
+from sam3_engine.checkpoints.checkpoint import checkpoint_contents
 from sam3_engine.contexts import importing_sam3
 from sam3_engine.internals import mask_logits_side
 from sam3_engine.model import load_model

@@ -17,9 +17,9 @@ from test_accuracy import FEW_SCENES, OUTLINES, PHRASES, examine_briefly, good
 from transformers import Sam3Model, Sam3TrackerConfig, Sam3TrackerModel, Sam3VideoModel
 
 from sam3_engine.architecture import Architecture
-from sam3_engine.checkpoint import fit_tensors, read_checkpoint
+from sam3_engine.checkpoints.checkpoint import fit_tensors, read_checkpoint
+from sam3_engine.checkpoints.layout import Layout, Source
 from sam3_engine.errors import CheckpointError, PromptError
-from sam3_engine.layouts import Layout, Source
 from sam3_engine.model import Model, build_image_network, load_model
 from sam3_engine.options import Options
 from sam3_engine.predictor import Predictor
@@ -556,7 +556,7 @@ def strict(monkeypatch) -> Reader:
     monkeypatch.setattr(Layout, "source_of", remembered)  # the same every time, and slow
 
     def read(file: InMemory) -> Reading:
-        monkeypatch.setattr("sam3_engine.checkpoint.open_weight_file", lambda path: file)
+        monkeypatch.setattr("sam3_engine.checkpoints.checkpoint.open_weight_file", lambda path: file)
         recognized = read_checkpoint(file.path)
         return Reading(recognized.description, fit_tensors(recognized, tensors_of_network(recognized.architecture)))
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from support.intruder import Intruder
 
-from sam3_engine.checkpoint import checkpoint_contents
+from sam3_engine.checkpoints.checkpoint import checkpoint_contents
 from sam3_engine.errors import CheckpointError
 from sam3_engine.model import load_model
 from sam3_engine.options import Options

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sam3_engine.architecture import Architecture
-from sam3_engine.checkpoint import checkpoint_contents
+from sam3_engine.checkpoints.checkpoint import checkpoint_contents
 from sam3_engine.contexts import building_network, importing_sam3
 from sam3_engine.random_weights import SMALL
 from testbed.direct_use import CPU, package_network

@@ -214,7 +214,7 @@ def test_every_file_in_the_layout_exists():
 
 def test_every_module_of_the_engine_is_documented():
     named = re.findall(r"^\| `(\w+\.py)` \|", pages.read("sam3_engine/README.md"), re.MULTILINE)
-    present = [path.name for path in (REPOSITORY / "sam3_engine").glob("*.py") if path.name != "__init__.py"]
+    present = [path.name for path in (REPOSITORY / "sam3_engine").rglob("*.py") if path.name != "__init__.py"]
     assert sorted(named) == sorted(present)
 
 

@@ -40,7 +40,7 @@ from support.transformers_models import (
 from transformers import Sam3Model, Sam3TrackerModel, Sam3VideoConfig
 
 from sam3_engine.architecture import Architecture
-from sam3_engine.checkpoint import fit_tensors, read_checkpoint
+from sam3_engine.checkpoints.checkpoint import fit_tensors, read_checkpoint
 from sam3_engine.errors import PromptError
 from sam3_engine.model import load_model
 from sam3_engine.options import Options

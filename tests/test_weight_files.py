@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 from support.intruder import Intruder
 
+from sam3_engine.checkpoints.weight_files import open_weight_file
 from sam3_engine.errors import CheckpointError
-from sam3_engine.weight_files import open_weight_file
 
 ARCHITECTURE = {"resolution": 112, "vit_global_blocks": [1, 3]}
 MEGABYTE = 2**20

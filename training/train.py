@@ -21,7 +21,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sam3_engine.architecture import Architecture
-from sam3_engine.checkpoint import checkpoint_contents
+from sam3_engine.checkpoints.checkpoint import checkpoint_contents
 from sam3_engine.contexts import importing_sam3
 from sam3_engine.devices import choose_device
 from sam3_engine.redirection import redirect_cuda

@@ -1,7 +1,7 @@
-"""The layouts of SAM 3 checkpoints: what tensors are called in each, and which ones images do not use.
+"""The layouts of Hugging Face transformers: ``Sam3VideoModel`` and its parts.
 
-A layout is data: rules from the network's names to the file's, and patterns of unused tensors. Names and shapes follow
-Meta's ``sam3`` package and Hugging Face ``transformers`` (``Sam3VideoModel`` and its parts).
+transformers keeps the projections of queries, keys and values apart, which sam3 joins, and lacks what only example
+points use.
 
 Importing this module imports torch.
 """
@@ -10,21 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 
-_Conversion = Callable[[Sequence[torch.Tensor]], torch.Tensor]
-
-# training and compilation put these in front of all names
-_WRAPPERS = ("module.", "_orig_mod.", "model.")
-
-
-def _only(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    (tensor,) = tensors
-    return tensor
+from .layout import Conversion, Head, Layout, Rule, only
 
 
 def _joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -44,200 +34,18 @@ def _equal(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def _with_class_row(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """Put a row for the class token in front of a position table; sam3 drops it before use."""
-    table = _only(tensors)
+    table = only(tensors)
     return torch.cat([torch.zeros_like(table[:, :1]), table], dim=1)
 
 
-def _row(number: int) -> _Conversion:
+def _row(number: int) -> Conversion:
     def row(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        return _only(tensors)[number : number + 1]
+        return only(tensors)[number : number + 1]
 
     return row
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a tensor of the network comes from.
-
-    Attributes:
-        names: of the tensors in the file.
-        convert: makes the network's tensor of them. Works on the meta device, too.
-    """
-
-    names: tuple[str, ...]
-    convert: _Conversion
-
-
-@dataclass(frozen=True)
-class Rule:
-    """Names one or several tensors of the network.
-
-    Attributes:
-        pattern: regular expression for the network's whole name.
-        names: templates of the names in the file, with the groups of ``pattern``.
-        convert: see :class:`Source`.
-    """
-
-    pattern: str
-    names: tuple[str, ...]
-    convert: _Conversion = _only
-
-
-@dataclass(frozen=True)
-class Head:
-    """A head of the network, which a file may lack.
-
-    Attributes:
-        mark: regular expression for the beginning of a canonical name of this head.
-        neck: regular expression for the whole canonical names of its feature pyramid, unused without the head.
-    """
-
-    mark: str
-    neck: str
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the tensors of a SAM 3 network are called in a file.
-
-    Attributes:
-        version: SAM 3 or SAM 3.1.
-        style: the names it uses, if they are not Meta's; for descriptions.
-        mark: regular expression for the beginning of a name that only this layout has, or one further down the list.
-        prefixes: variants of the beginnings of names, and the ones in canonical names, which all patterns below use.
-        detector, click_head: the heads that a file may lack.
-        mask_head: regular expression for the beginning of a name of the detector's mask head.
-        rules: from the network's names to the file's; the first that matches applies.
-        unused: regular expressions for whole names of tensors that segmenting images does not use.
-        settings: what differs from SAM 3 in :class:`~.architecture.Architecture`.
-    """
-
-    version: str
-    mark: str
-    prefixes: tuple[tuple[str, str], ...]
-    detector: Head
-    click_head: Head
-    mask_head: str
-    rules: tuple[Rule, ...]
-    unused: tuple[str, ...]
-    style: str = ""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    def describe(self, *, detector: bool, click_head: bool) -> str:
-        """Return what users call a file of this layout with these heads."""
-        if not click_head:
-            return f"SAM 3 detector without click head{self.style}"
-        if not detector:
-            return f"{self.version} click head without detector{self.style}"
-        return self.version + self.style
-
-    def source_of(self, name: str) -> Source | None:
-        """Return where the network's tensor ``name`` comes from; None if no file of this layout contains it."""
-        for rule in self.rules:
-            match = re.fullmatch(rule.pattern, name)
-            if match:
-                return Source(tuple(match.expand(template) for template in rule.names), rule.convert)
-        return None
-
-    def canonical_name(self, name: str) -> str:
-        """Return a name of the file as ``rules`` and ``unused`` spell it."""
-        for variant, prefix in self.prefixes:
-            if name.startswith(variant):
-                return prefix + name.removeprefix(variant)
-        return name
-
-    def is_unused(self, name: str) -> bool:
-        """Return whether segmenting images does not use the tensor with this canonical name."""
-        return any(re.fullmatch(pattern, name) for pattern in self.unused)
-
-
-def wrapper_of(names: Iterable[str]) -> str:
-    """Return what training or compilation put in front of the names, of most if not of all; empty if nothing."""
-    names = list(names)
-    for wrapper in _WRAPPERS:
-        wrapped = [name.removeprefix(wrapper) for name in names if name.startswith(wrapper)]
-        if 2 * len(wrapped) > len(names):
-            return wrapper + wrapper_of(wrapped)
-    return ""
-
-
-def recognize_layout(names: Iterable[str]) -> Layout | None:
-    """Return the layout that a file with these names has, without what :func:`wrapper_of` returns; None if unknown."""
-    names = list(names)
-    return next((layout for layout in LAYOUTS if any(re.match(layout.mark, name) for name in names)), None)
-
-
-# Meta's names: the network's own, behind a prefix for each of the two models
-
 _CLICK_HEAD = r"inst_interactive_predictor\.model\."
-_META_PREFIXES = (
-    ("detector.", "detector."),
-    ("tracker.", "tracker."),
-    ("sam3_model.", "detector."),  # older copies of SAM 3.1
-    ("sam2_predictor.", "tracker."),
-    ("inst_interactive_predictor.model.", "tracker."),  # a network saved with its state_dict()
-    ("", "detector."),  # Meta's trainer
-)
-_META_UNUSED = (
-    r"detector\.backbone\.language_backbone\.encoder\.text_projection",
-    r"detector\.geometry_encoder\.points_(direct|pool|pos_enc)_project\.(weight|bias)",
-)
-_META_DETECTOR = Head(
-    mark=r"detector\.(transformer|geometry_encoder|dot_prod_scoring|backbone\.language_backbone)\.",
-    neck=r"detector\.backbone\.vision_backbone\.convs\..*",
-)
-_META_MASK_HEAD = r"detector\.segmentation_head\."
-_META_RULES = (
-    Rule(rf"{_CLICK_HEAD}(.*)", (r"tracker.\1",)),
-    Rule(r"(.*)", (r"detector.\1",)),
-)
-_SAM3 = Layout(
-    version="SAM 3",
-    mark=r"(detector\.|sam3_model\.)?backbone\.(vision_backbone|language_backbone)\.|(tracker|sam2_predictor)\.sam_",
-    prefixes=_META_PREFIXES,
-    detector=_META_DETECTOR,
-    click_head=Head(mark=r"tracker\.sam_", neck=r"detector\.backbone\.vision_backbone\.sam2_convs\..*"),
-    mask_head=_META_MASK_HEAD,
-    rules=_META_RULES,
-    unused=(
-        *_META_UNUSED,
-        r"detector\.backbone\.vision_backbone\.(sam2_)?convs\.3\..*",
-        r"tracker\.(maskmem_tpos_enc|no_mem_pos_enc|no_obj_ptr|no_obj_embed_spatial)",
-        r"tracker\.(transformer|maskmem_backbone|mask_downsample|obj_ptr_proj|obj_ptr_tpos_proj)\..*",
-    ),
-)
-_SAM3_1 = Layout(
-    version="SAM 3.1 (multiplex)",
-    mark=(
-        r"(detector\.|sam3_model\.)?backbone\.vision_backbone\.interactive_convs\."
-        r"|(tracker|sam2_predictor)\.model\.(interactive|interactivity)_"
-    ),
-    prefixes=_META_PREFIXES,
-    detector=_META_DETECTOR,
-    click_head=Head(
-        mark=r"tracker\.model\.interactive_sam_", neck=r"detector\.backbone\.vision_backbone\.interactive_convs\..*"
-    ),
-    mask_head=_META_MASK_HEAD,
-    rules=(
-        Rule(rf"{_CLICK_HEAD}no_mem_embed", ("tracker.model.interactivity_no_mem_embed",)),
-        Rule(rf"{_CLICK_HEAD}(.*)", (r"tracker.model.interactive_\1",)),
-        Rule(
-            r"backbone\.vision_backbone\.sam2_convs\.(.*)",
-            (r"detector.backbone.vision_backbone.interactive_convs.\1",),
-        ),
-        *_META_RULES,
-    ),
-    unused=(
-        *_META_UNUSED,
-        r"detector\.backbone\.vision_backbone\.propagation_convs\..*",
-        # the video tracker: everything but the heads for clicks
-        r"tracker\.model\.(?!interactive_|interactivity_).*",
-        r"tracker\.model\.interactive_(mask_downsample|obj_ptr_proj)\..*",
-    ),
-    settings={"iou_prediction_use_sigmoid": False, "dynamic_multimask_via_stability": False},
-)
-
-# transformers' names
 
 
 def _attention(ours: str, theirs: str, output: str = "o_proj") -> tuple[Rule, ...]:
@@ -474,7 +282,7 @@ _TRANSFORMERS_PREFIXES = (
     ("tracker_model.tracker_neck.", "tracker_neck."),
     *((prefix, prefix) for prefix in ("detector_model.", "tracker_model.", "tracker_neck.")),
 )
-_TRANSFORMERS = Layout(
+TRANSFORMERS = Layout(
     version="SAM 3",
     style=", transformers layout",
     mark=r"(detector_model\.|tracker_model\.|vision_encoder\.backbone\.|detr_(en|de)coder\.)",
@@ -488,8 +296,8 @@ _TRANSFORMERS = Layout(
     rules=_TRANSFORMERS_RULES,
     unused=_TRANSFORMERS_UNUSED,
 )
-_TRANSFORMERS_CLICK_HEAD = dataclasses.replace(
-    _TRANSFORMERS,
+TRANSFORMERS_CLICK_HEAD = dataclasses.replace(
+    TRANSFORMERS,
     mark=r"(prompt_encoder|shared_image_embedding|no_memory_embedding)\b",
     prefixes=(
         *_TRANSFORMERS_PREFIXES,
@@ -498,5 +306,3 @@ _TRANSFORMERS_CLICK_HEAD = dataclasses.replace(
         ("", "tracker_model."),
     ),
 )
-
-LAYOUTS = (_SAM3_1, _TRANSFORMERS_CLICK_HEAD, _TRANSFORMERS, _SAM3)

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from .errors import CheckpointError, quote
+from ..errors import CheckpointError, quote
+from ..host_state import ignore_warnings
 from .foreign_files import describe_quantized
-from .host_state import ignore_warnings
 from .zip_checksums import StoredEntry, find_damaged, stored_entry
 
 _WRAPPERS = ("model", "state_dict")

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .architecture import Architecture
-from .errors import CheckpointError
+from ..architecture import Architecture
+from ..errors import CheckpointError
 from .foreign_files import describe_tensors
-from .layouts import Layout, Source, recognize_layout, wrapper_of
+from .layout import Layout, Source
+from .layouts import recognize_layout, wrapper_of
 from .weight_files import WeightFile, open_weight_file
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ def _examples(names: Iterable[str], count: int = 3) -> str:
 
 
 def checkpoint_contents(network: Sam3Image, architecture: Architecture) -> dict[str, Any]:
-    """Return what to pass to ``torch.save`` so that :func:`~.model.load_model` can load ``network`` again.
+    """Return what to pass to ``torch.save`` so that :func:`~..model.load_model` can load ``network`` again.
 
     Returns:
         The tensors under Meta's names (``model``), and the ``architecture``.

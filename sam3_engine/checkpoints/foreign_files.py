@@ -1,6 +1,6 @@
 """Say what a file is that people take for a SAM 3 checkpoint but that is something else.
 
-Every description is a clause for :class:`~.errors.CheckpointError`: what the file is, and what to do.
+Every description is a clause for :class:`~..errors.CheckpointError`: what the file is, and what to do.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import quote
+from ..errors import quote
 
 if TYPE_CHECKING:
     import torch

@@ -1,4 +1,4 @@
-"""Read and check the header of a safetensors file, without torch.
+"""Read and check the header of a safetensors file, and the index of a sharded one, without torch.
 
 A file holds the length of the header (8 bytes, little-endian), the header (JSON), and the bytes of the tensors. The
 header is checked here before the safetensors package reads the file, so that a damaged or hostile file costs neither
@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .errors import CheckpointError, quote
+from ..errors import CheckpointError, quote
+
+INDEX_SUFFIX = ".safetensors.index.json"  # of a sharded checkpoint
 
 MAX_HEADER_BYTES = 2 * 2**20  # SAM 3's header takes 0.3 MB
 
@@ -104,6 +107,36 @@ def read_json(text: bytes) -> Any:
         return json.loads(text.decode(), object_pairs_hook=_unique)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def read_index(path: Path, index: Path) -> dict[str, str]:
+    """Return the file name of the shard that holds each tensor of a sharded checkpoint.
+
+    Args:
+        path: that the user named, for errors.
+        index: the ``.safetensors.index.json``.
+
+    Raises:
+        CheckpointError: the index cannot be read, is damaged, or names a file outside its folder.
+    """
+    try:
+        with index.open("rb") as file:
+            text = file.read(MAX_HEADER_BYTES + 1)
+    except OSError as error:
+        raise CheckpointError(path, f"{index.name} cannot be opened ({error.strerror})") from error
+    if len(text) > MAX_HEADER_BYTES:
+        raise CheckpointError(path, f"{index.name} is too large for the index of a sharded checkpoint")
+    try:
+        contents = read_json(text)
+    except ValueError as error:
+        raise CheckpointError(path, f"{index.name} is damaged ({error})") from error
+    file_of = contents.get("weight_map") if isinstance(contents, dict) else None
+    if not isinstance(file_of, dict) or not file_of:
+        raise CheckpointError(path, f"{index.name} is not the index of a sharded checkpoint: it has no 'weight_map'")
+    for name in file_of.values():
+        if not isinstance(name, str) or re.search(r"[/\\:\0]", name) or not name.endswith(".safetensors"):
+            raise CheckpointError(path, f"{index.name} names {quote(name)}, which is not a safetensors file beside it")
+    return file_of
 
 
 def _read(path: Path, file: BinaryIO) -> Header:

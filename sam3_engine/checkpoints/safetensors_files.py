@@ -12,12 +12,10 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from .errors import CheckpointError, quote
+from ..errors import CheckpointError, quote
+from ..host_state import ignore_warnings
 from .foreign_files import describe_bytes, describe_quantized
-from .host_state import ignore_warnings
-from .safetensors_headers import MAX_HEADER_BYTES, TensorEntry, is_safetensors, read_header, read_json
-
-INDEX_SUFFIX = ".safetensors.index.json"
+from .safetensors_headers import INDEX_SUFFIX, TensorEntry, is_safetensors, read_header, read_index, read_json
 
 _SHARD_NAME = re.compile(r"(.+)-\d{5}-of-(\d{5})\.safetensors", re.DOTALL)
 _DTYPES = {
@@ -72,7 +70,7 @@ class ShardedFile:
 
     def __init__(self, path: Path, index: Path) -> None:
         self.path = path
-        file_of = _read_index(path, index)
+        file_of = read_index(path, index)
         self._shards = {name: _open_shard(path, index.with_name(name)) for name in sorted(set(file_of.values()))}
         self._shard_of: dict[str, SafetensorsFile] = {}
         for file_name, shard in self._shards.items():
@@ -111,28 +109,6 @@ def find_index(path: Path) -> Path | None:
     if int(shard[2]) > 1:
         raise CheckpointError(path, f"it is one file of {int(shard[2])}, and their index {index.name} is not beside it")
     return None
-
-
-def _read_index(path: Path, index: Path) -> dict[str, str]:
-    """Return the file name of the shard that holds each tensor."""
-    try:
-        with index.open("rb") as file:
-            text = file.read(MAX_HEADER_BYTES + 1)
-    except OSError as error:
-        raise CheckpointError(path, f"{index.name} cannot be opened ({error.strerror})") from error
-    if len(text) > MAX_HEADER_BYTES:
-        raise CheckpointError(path, f"{index.name} is too large for the index of a sharded checkpoint")
-    try:
-        contents = read_json(text)
-    except ValueError as error:
-        raise CheckpointError(path, f"{index.name} is damaged ({error})") from error
-    file_of = contents.get("weight_map") if isinstance(contents, dict) else None
-    if not isinstance(file_of, dict) or not file_of:
-        raise CheckpointError(path, f"{index.name} is not the index of a sharded checkpoint: it has no 'weight_map'")
-    for name in file_of.values():
-        if not isinstance(name, str) or re.search(r"[/\\:\0]", name) or not name.endswith(".safetensors"):
-            raise CheckpointError(path, f"{index.name} names {quote(name)}, which is not a safetensors file beside it")
-    return file_of
 
 
 def _open_shard(path: Path, shard: Path) -> SafetensorsFile:

@@ -11,10 +11,10 @@ from typing import Protocol
 
 import torch
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 from .foreign_files import describe_bytes
-from .safetensors_files import INDEX_SUFFIX, SafetensorsFile, ShardedFile, find_index
-from .safetensors_headers import is_safetensors
+from .safetensors_files import SafetensorsFile, ShardedFile, find_index
+from .safetensors_headers import INDEX_SUFFIX, is_safetensors
 from .torch_archives import TorchArchive, is_torch_archive
 
 
