@@ -21,6 +21,7 @@ from demo.docs_pictures import COPIES, OVERVIEW
 from sam3_engine.errors import DeviceMemoryError, WeightFileError, WeightsError
 from sam3_engine.settings import Settings
 from sam3_engine.weights import find_checkpoint
+from testbed.layout_files import as_fine_tuned, read_contents, write_torch
 from testbed.plugin import PLUGIN, REPOSITORY, Plugin
 from testbed.scenes import draw_scene
 
@@ -155,6 +156,7 @@ TROUBLE = {
     "no such file": {"model_weight_file": "/nowhere/sam3.pt", "input_point": "[5, 5]"},
     "a cut download": {"model_weight_file": "cut.pt", "input_point": "[5, 5]"},
     "a hole": {"model_weight_file": "hole.pt", "input_point": "[5, 5]"},
+    "no click head": {"model_weight_file": "tuned.pt", "input_point": "[5, 5]"},
     "malformed": {"input_box": "[[425, 600, 700, 875]"},
     "no area": {"input_box": "[700, 600, 425, 875]"},
     "outside": {"input_point": "[520, 375]"},
@@ -172,6 +174,8 @@ def reported(small_checkpoint, monkeypatch, tmp_path, caplog):
     data = small_checkpoint.read_bytes()
     Path("cut.pt").write_bytes(data[:100_000])
     Path("hole.pt").write_bytes(data[:400_000] + bytes(4096) + data[404_096:])
+    saved = read_contents(small_checkpoint)
+    write_torch(Path("tuned.pt"), as_fine_tuned(saved.tensors), saved.architecture)
     told = []
     for parameters in TROUBLE.values():
         plugin = Plugin(model_weight_file=small_checkpoint, cuda=False)
