@@ -1,6 +1,6 @@
 """Compare the layouts of checkpoints: agreement of the answers, loading time and peak memory.
 
-    python -m benchmarks.layouts            # SAM 3's own sizes: a quarter of an hour, 10 GB of disk space
+    python -m benchmarks.layouts            # SAM 3's own sizes: eight minutes, 8 GB of disk space
     python -m benchmarks.layouts --small    # a small network, to try out the benchmark itself
 
 Agreement, the share of pixels that are the same as with the original file, is measured on the shapes network, saved in

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from benchmarks import layouts
 from benchmarks.__main__ import main
 from benchmarks.report import Row
 from benchmarks.timing import in_turn, watching
@@ -25,6 +26,22 @@ def test_a_small_network_fills_every_row_that_does_not_need_full_size(monkeypatc
     assert len(rows) == len(set(rows)) == 19
     assert "| 0 loads, 1 encoding |" in written
     assert re.search(r"^\| 8 runs with other parameters \| 0 loads \|", written, re.MULTILINE)
+
+
+def test_the_comparison_of_layouts_says_what_each_file_answers(monkeypatch, tmp_path, capsys):
+    page = tmp_path / "layouts.md"
+    monkeypatch.setattr(layouts, "_MEASURED", ("sam3, safetensors", "transformers, sharded", "fine-tuned"))
+    monkeypatch.setattr("sys.argv", ["layouts", "--small", "--repeat", "1", "--output", str(page)])
+    layouts.main()
+    written = page.read_text(encoding="utf-8")
+    assert written == capsys.readouterr().out
+    rows = re.findall(r"^\| ([a-z].*?) \| (.*) \| \d+ MB \| \d+ m?s \| \d+ MB \|$", written, re.MULTILINE)
+    identical = "identical | identical"
+    assert rows == [
+        ("sam3, safetensors", f"{identical} | {identical}"),
+        ("transformers, sharded", f"{identical} | {identical}"),
+        ("fine-tuned", f"{identical} | no | no"),
+    ]
 
 
 @pytest.mark.parametrize(
