@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from .errors import quote
+
 # no SAM 3 network is larger than this, and building one might take all memory
 _LARGEST_SIZES = {
     "resolution": 4096,
@@ -22,7 +24,7 @@ _LARGEST_SIZES = {
     "memory_fuser_layers": 16,
 }
 # recognized from a checkpoint's tensors, so not saved with them
-_PARTS = ("detector", "click_head", "iou_prediction_use_sigmoid", "dynamic_multimask_via_stability")
+_RECOGNIZED = ("detector", "click_head", "iou_prediction_use_sigmoid", "dynamic_multimask_via_stability")
 _MULTIPLES = {
     "resolution": "patch_size",
     "vit_pretrain_resolution": "patch_size",
@@ -103,12 +105,12 @@ class Architecture:
                 valid = isinstance(value, int | float) and 0 < value <= 16
             elif name == "fill_hole_area":
                 valid = type(value) is int and value >= 0
-            elif name in _PARTS:
+            elif name in _RECOGNIZED:
                 valid = type(value) is bool
             else:
                 valid = type(value) is int and 0 < value <= _LARGEST_SIZES.get(name, 2**14)
             if not valid:
-                raise ValueError(f"{name} = {value!r} is not a valid size for a SAM 3 network")
+                raise ValueError(f"{name} = {quote(value)} is not a valid size for a SAM 3 network")
         for whole, part in _MULTIPLES.items():
             if getattr(self, whole) % getattr(self, part):
                 raise ValueError(f"{whole} {getattr(self, whole)} is not a multiple of {part} {getattr(self, part)}")
@@ -120,7 +122,7 @@ class Architecture:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the sizes as plain values, to save with a checkpoint's tensors."""
-        return {name: value for name, value in asdict(self).items() if name not in _PARTS}
+        return {name: value for name, value in asdict(self).items() if name not in _RECOGNIZED}
 
     @classmethod
     def from_dict(cls, sizes: object) -> Architecture:
@@ -129,7 +131,7 @@ class Architecture:
         Raises:
             ValueError: a size is missing, unknown or impossible.
         """
-        if not isinstance(sizes, Mapping) or set(sizes) != {field.name for field in fields(cls)} - set(_PARTS):
+        if not isinstance(sizes, Mapping) or set(sizes) != {field.name for field in fields(cls)} - set(_RECOGNIZED):
             raise ValueError("it does not contain the sizes that this version expects")
         values: dict[str, Any] = {name: tuple(size) if isinstance(size, list) else size for name, size in sizes.items()}
         return cls(**values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ from .prompts import Box
 
 if TYPE_CHECKING:
     import torch
+
+    from .model import Model
 
 _CACHED_DETECTIONS = 16  # for each image; at SAM 3's size 33 MB each in bfloat16, 66 MB in float32
 
@@ -38,6 +41,7 @@ class ImageEmbedding:
         features: the feature pyramids of both heads, on the model's device.
         width, height: of the source image, in pixels.
         resolution: side of the network's input, in pixels.
+        model: a weak reference to the model that made it.
         detections: the detector's last answers, so that changing a threshold only filters.
     """
 
@@ -45,4 +49,5 @@ class ImageEmbedding:
     width: int
     height: int
     resolution: int
+    model: weakref.ref[Model] = field(repr=False)
     detections: LRUCache[Detections] = field(default_factory=lambda: LRUCache(_CACHED_DETECTIONS), repr=False)

@@ -107,3 +107,8 @@ def quote(value: object, limit: int = 80) -> str:
     """Return ``value`` in quotes for a message, cut to ``limit`` characters."""
     text = str(value)
     return repr(text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)")
+
+
+def quote_name(name: object) -> str:
+    """Return the name of a tensor, file or entry in quotes for a message; none of SAM 3's is cut."""
+    return quote(name, limit=200)

@@ -20,14 +20,16 @@ from .architecture import Architecture
 from .checkpoints.checkpoint import fit_tensors, read_checkpoint
 from .contexts import importing_sam3, inference
 from .devices import choose_precision
-from .errors import CheckpointError, DeviceMemoryError
+from .errors import CheckpointError, DeviceMemoryError, quote
 from .lru_cache import LRUCache
-from .weight_precision import set_weight_precision
+from .weight_precision import narrow_weights, set_weight_precision
 
 with importing_sam3():
     from .network import Sam3Image, build_image_network
 
 logger = logging.getLogger(__name__)
+
+NOT_FINITE = "the network returns NaN or infinity: its weights are damaged"
 
 Result = TypeVar("Result")
 
@@ -134,6 +136,7 @@ class Model:
         hole_area = round(own.fill_hole_area * (resolution / own.resolution) ** 2)  # the same share of the image
         architecture = dataclasses.replace(own, resolution=resolution, fill_hole_area=hole_area)
         network = build_image_network(architecture, self.device)
+        narrow_weights(self.network)
         # only the rotary tables depend on the input size; sam3 computes them when it builds a network
         tensors = {
             name: computed if computed.is_complex() and computed.shape != tensor.shape else tensor
@@ -169,7 +172,9 @@ def load_model(checkpoint: Path, device: torch.device, precision: torch.dtype | 
         network = build_image_network(architecture, device)
     # each size is valid by itself, but their combination may not be
     except (AssertionError, IndexError, RuntimeError, ValueError) as error:
-        raise CheckpointError(checkpoint, f"a network with its architecture cannot be built ({error})") from error
+        raise CheckpointError(
+            checkpoint, f"a network with its architecture cannot be built ({quote(error, 300)})"
+        ) from error
     precision = precision or choose_precision(device)
     with torch.inference_mode(False):  # even if the host is in it: the tensors outlive this
         network.load_state_dict(fit_tensors(recognized, network.state_dict()), assign=True)

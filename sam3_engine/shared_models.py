@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from .checkpoints.safetensors_files import files_of
 from .model import Model, load_model, refuse_forked_process
 
 _MODELS: weakref.WeakValueDictionary[tuple[Any, ...], Model] = weakref.WeakValueDictionary()
@@ -24,7 +25,8 @@ def shared_model(checkpoint: Path, device: torch.device) -> Model:
     The model is freed when the last reference to it is gone.
 
     Args:
-        checkpoint: an existing file. A file that changed since it was loaded is another model.
+        checkpoint: an existing file. If it, or another file of a sharded checkpoint, changed since it was loaded, it
+            is another model.
         device: where to run, see :func:`~.devices.choose_device`.
 
     Raises:
@@ -40,12 +42,22 @@ def shared_model(checkpoint: Path, device: torch.device) -> Model:
 
 
 def is_shared(model: Model, checkpoint: Path, device: torch.device) -> bool:
-    """Return whether ``model`` is the one that :func:`shared_model` returns for these arguments."""
+    """Return whether ``model`` is the one that :func:`shared_model` returns for these arguments.
+
+    Raises:
+        CheckpointError: the index of a sharded checkpoint cannot be read.
+    """
     return _MODELS.get(_model_key(checkpoint, device)) is model
 
 
 def _model_key(checkpoint: Path, device: torch.device) -> tuple[Any, ...]:
-    """Return what tells models apart: the device, and the file by path, size and time of its last change."""
-    file = checkpoint.resolve()
-    status = file.stat()
-    return (file, status.st_size, status.st_mtime_ns, device)
+    """Return what tells models apart: the device, and all files by path, size and time of their last change."""
+    return (device, *map(_version_of, files_of(checkpoint)))
+
+
+def _version_of(file: Path) -> tuple[Any, ...]:
+    try:
+        status = file.stat()
+    except OSError:
+        return (file, None)  # loading says what is missing
+    return (file.resolve(), status.st_size, status.st_mtime_ns)

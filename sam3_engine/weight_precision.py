@@ -54,6 +54,13 @@ def cast_encoder_weights(network: Sam3Image, device: torch.device, precision: to
             parameter.data = parameter.data.to(device).to(precision)
 
 
+def narrow_weights(network: Sam3Image) -> None:
+    """Undo the widening of a layer that was interrupted: after a KeyboardInterrupt, PyTorch runs no hooks."""
+    for layer in _autocast_layers(network):
+        if hasattr(layer, "narrow_weights"):
+            _narrow(layer)
+
+
 def _autocast_layers(network: Sam3Image) -> Iterator[torch.nn.Module]:
     """Yield the encoders' layers whose weights autocast casts."""
     for layer in encoder_layers(network):
@@ -61,18 +68,18 @@ def _autocast_layers(network: Sam3Image) -> Iterator[torch.nn.Module]:
             yield layer
 
 
-def _widen_while_running(layer: torch.nn.Module) -> None:
-    parameters = list(layer.parameters())
-    narrow = [parameter.data for parameter in parameters]
+def _widen_while_running(layer: Any) -> None:
+    layer.narrow_weights = [parameter.data for parameter in layer.parameters()]
+    layer.register_forward_pre_hook(_widen)
+    layer.register_forward_hook(_narrow, always_call=True)
 
-    def widen(*_: Any) -> None:
-        with torch.inference_mode(False):  # a parameter cannot hold a tensor that was made in inference mode
-            for parameter, data in zip(parameters, narrow, strict=True):
-                parameter.data = data.float()
 
-    def restore(*_: Any) -> None:
-        for parameter, data in zip(parameters, narrow, strict=True):
-            parameter.data = data
+def _widen(layer: Any, *_: Any) -> None:
+    with torch.inference_mode(False):  # a parameter cannot hold a tensor that was made in inference mode
+        for parameter, data in zip(layer.parameters(), layer.narrow_weights, strict=True):
+            parameter.data = data.float()
 
-    layer.register_forward_pre_hook(widen)
-    layer.register_forward_hook(restore, always_call=True)
+
+def _narrow(layer: Any, *_: Any) -> None:
+    for parameter, data in zip(layer.parameters(), layer.narrow_weights, strict=True):
+        parameter.data = data

@@ -85,6 +85,14 @@ FILES = {
     "a login page": (LOGIN, "a web page.*`hf download`"),
     "a page with a byte order mark": (b"\xef\xbb\xbf<html><body>404</body></html>", "a web page"),
     "an error in JSON": (GATED, "a JSON file that begins with .*Access to model facebook/sam3 is restricted"),
+    "an index of PyTorch shards": (
+        b'{"metadata": {"total_size": 9},\n "weight_map": {"a": "pytorch_model-00001-of-00002.bin"}}',
+        "the index of PyTorch shards .*, which are not supported: convert",
+    ),
+    "an index under another name": (
+        b'{"weight_map": {"a": "model-00001-of-00002.safetensors"}}',
+        r"the index of a sharded checkpoint, whose name must end in \.safetensors\.index\.json",
+    ),
     "an error in text": (b"Invalid username or password.\n", "a text file that begins with 'Invalid username"),
     "a long text": ("é".encode() * 5000, "a text file that begins with 'ééé"),
     "GGUF": (b"GGUF" + struct.pack("<IQQ", 3, 123, 7), "a GGUF file"),
@@ -209,10 +217,11 @@ TENSORS = {
     ),
     "an unmerged LoRA model": (
         {**named(f"{BLOCK}attn.qkv.base_layer.weight"), **named(f"{BLOCK}attn.qkv.lora_B.default.weight")},
-        "merge the adapter into the model first",
+        "merge it into the model first",
     ),
     "a LoRA adapter in lower case": (named(f"{BLOCK}attn.qkv.lora_a"), "a LoRA adapter"),
     "a LoRA adapter of Kohya": (named("lora_unet_blocks_0_attn.lora_down.weight"), "a LoRA adapter"),
+    "a LoRA adapter with plain names": (named(f"{BLOCK}attn.qkv.lora.A", f"{BLOCK}attn.qkv.lora.B"), "a LoRA adapter"),
     "LoHa": (named(f"{BLOCK}attn.qkv.hada_w1_a"), "a LoRA adapter"),
     "bitsandbytes, 8 bits": (named(f"{BLOCK}attn.qkv.weight", f"{BLOCK}attn.qkv.SCB"), "it is quantized"),
     "bitsandbytes, 4 bits": (

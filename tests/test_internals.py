@@ -21,6 +21,8 @@ NAMES = {
     "backbone.vision_backbone.trunk": "the image encoder's trunk, see internals.encoder_layers",
     "backbone.language_backbone.encoder.build_causal_mask": "the text encoder's mask, see internals.build_causal_mask",
     "backbone.language_backbone.encoder.attn_mask": "the text encoder's mask, see internals.build_causal_mask",
+    "backbone.language_backbone.tokenizer.encode": "the tokens of a phrase, see internals.phrase_read",
+    "backbone.language_backbone.tokenizer.decode": "the text of tokens, see internals.phrase_read",
     "_get_dummy_prompt": "an empty prompt of the detector, see internals.empty_geometric_prompt",
     "inst_interactive_predictor._bb_feat_sizes": "sizes of the click head's features, see internals.set_feature_sizes",
     "inst_interactive_predictor.reset_predictor": "drops the features of an image, see internals.forget_image",

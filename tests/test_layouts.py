@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -365,6 +366,22 @@ def test_phrases_and_examples_without_a_detector_are_refused_before_encoding(
     assert predictor.segment(embedding, clicks()[0].prompt)
 
 
+@pytest.mark.parametrize(
+    ("name", "prompt", "message"),
+    [
+        ("fine-tuned", GeometricPrompt((), ((20, 20), (30, 31.5)), (1, 1)), "points = '[[20, 20], [30, 31.5]]': "),
+        ("fine-tuned", GeometricPrompt(boxes=((9, 9, 900, 90),)), "boxes = '[[9, 9, 900, 90]]': "),
+        ("transformers click head", ConceptPrompt(("star",)), "phrases = 'star': "),
+        ("transformers click head", ConceptPrompt(("star", "dot")), """phrases = "['star', 'dot']": """),
+    ],
+)
+def test_a_prompt_that_the_file_does_not_answer_is_quoted_as_a_whole(name, prompt, message, saved, scene):
+    predictor = Predictor(load_model(saved(name), CPU, torch.float32))
+    for refused in (lambda: predictor.check_answers(prompt), lambda: predictor.predict(scene.image, prompt)):
+        with pytest.raises(PromptError, match=f"^{re.escape(message)}"):
+            refused()
+
+
 PLUGIN_PROMPTS = {
     "fine-tuned": [
         ({"input_point": [[20, 20]]}, "input_point", {"input_text": "shape"}),
@@ -393,8 +410,15 @@ def test_a_detector_without_a_mask_head_is_refused(prefix, shapes, tmp_path):
     boxes_only = without(as_fine_tuned(shapes.tensors), "segmentation_head.")
     path = tmp_path / "boxes.pt"
     write_torch(path, {prefix + name: tensor for name, tensor in boxes_only.items()}, shapes.architecture)
-    with pytest.raises(CheckpointError, match="no mask head"):
+    with pytest.raises(CheckpointError, match="no mask head.*Fine-tune with"):
         load_model(path, CPU)
+
+
+def test_transformers_without_a_mask_head_gets_no_advice_about_the_trainer_of_meta(shapes, tmp_path):
+    boxes_only = without(as_transformers_detector(shapes.tensors), "mask_decoder.")
+    with pytest.raises(CheckpointError, match="no mask head") as refused:
+        load_model(write_torch(tmp_path / "boxes.pt", boxes_only, shapes.architecture), CPU)
+    assert "Fine-tune" not in str(refused.value)
 
 
 # every tensor of every layout
@@ -431,8 +455,7 @@ UNUSED = {
         r"(module\.)?backbone\.vision_backbone\.convs\.3\.conv_\dx\d\.(weight|bias)",
     ],
 }
-# what can be computed may be absent, but not wrong; the Fourier table of transformers is there twice
-DROPPABLE = r".*\.attn\.freqs_cis|.*\b(shared_embedding|shared_image_embedding)\.positional_embedding"
+COMPUTED = r".*\.attn\.freqs_cis"  # may be absent, but not wrong
 
 FAMILIES = sorted(UNUSED, key=len, reverse=True)
 SAMPLE = 40
@@ -607,7 +630,7 @@ def mistakes(layout: str, small: Contents, read: Reader) -> list[str]:
             if not any(culprit.split(".", 1)[1] in str(error) for culprit in culprits if "." in culprit):
                 found.append(f"{spoil.__name__} {name}: refused without its name: {error}")
             continue
-        harmless = [*unused, *([DROPPABLE] if spoil is dropped else [])]
+        harmless = [*unused, *([COMPUTED] if spoil is dropped else [])]
         if not any(re.fullmatch(pattern, name) for pattern in harmless):
             found.append(f"{spoil.__name__} {name}: taken")
         elif reading != untouched:
@@ -619,6 +642,49 @@ def mistakes(layout: str, small: Contents, read: Reader) -> list[str]:
 def test_every_tensor_that_is_changed_is_refused_or_provably_unused(layout, small, strict):
     found = mistakes(layout, small, strict)
     assert not found, "\n".join(found)
+
+
+ROW_LAYOUTS = ["sam3", "sam3.1", "transformers", "transformers click head"]
+
+
+@pytest.mark.parametrize("layout", ROW_LAYOUTS)
+@pytest.mark.parametrize("rows", [-1, 1])
+def test_a_tensor_with_a_row_too_few_or_too_many_is_refused(layout, rows, small, strict):
+    """A rule may take some rows of a tensor, or join several: no length but the right one may fit."""
+    tensors = LAYOUTS[layout].tensors(small.tensors)
+    headers = {name: tensor.to("meta") for name, tensor in tensors.items()}
+    unused = UNUSED[next(family for family in FAMILIES if layout.startswith(family))]
+    used = [name for name in tensors if not any(re.fullmatch(pattern, name) for pattern in unused)]
+    assert len(used) > 100
+    taken = []
+    for name in used:
+        length, *others = tensors[name].shape
+        changed = headers | {name: torch.empty((length + rows, *others), dtype=tensors[name].dtype, device="meta")}
+        with contextlib.suppress(CheckpointError):
+            strict(InMemory(tensors, changed, small.architecture))
+            taken.append(name)
+    assert taken == []
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [(torch.zeros(5, 32), "it has 5 rows, expected 4"), (torch.zeros(3, 32), "it has 3 rows"), (torch.zeros(()), "")],
+)
+def test_the_table_of_point_labels_has_four_rows(small, tmp_path, table, reason):
+    name = "tracker_model.prompt_encoder.point_embed.weight"
+    tensors = {**as_transformers_video(small.tensors), name: table}
+    with pytest.raises(CheckpointError, match=f"'{name}' cannot be used: {reason}"):
+        load_model(write_torch(tmp_path / "rows.pt", tensors, small.architecture), CPU)
+
+
+def test_projections_of_different_lengths_are_not_joined(small, tmp_path):
+    tensors = as_transformers_video(small.tensors)
+    q, k = (f"detector_model.vision_encoder.backbone.layers.0.attention.{part}_proj.weight" for part in "qk")
+    both = torch.cat([tensors[q], tensors[k]])
+    middle = len(tensors[q]) + 8
+    tensors |= {q: both[:middle].clone(), k: both[middle:].clone()}
+    with pytest.raises(CheckpointError, match=f"'{q}'.* cannot be used: their shapes differ"):
+        load_model(write_torch(tmp_path / "joined.pt", tensors, small.architecture), CPU)
 
 
 @pytest.mark.parametrize("layout", ["sam3", "sam3.1", "transformers", "fine-tuned"])

@@ -11,17 +11,21 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from support.intruder import Intruder
 
+from sam3_engine.architecture import Architecture
 from sam3_engine.checkpoints.checkpoint import checkpoint_contents
 from sam3_engine.errors import CheckpointError
-from sam3_engine.model import load_model
+from sam3_engine.model import build_image_network, load_model
 from sam3_engine.options import Options
 from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import ConceptPrompt, GeometricPrompt
 from sam3_engine.random_weights import SMALL, write_random_checkpoint
 from sam3_engine.shared_models import shared_model
 from sam3_engine.weight_precision import cast_encoder_weights
+from testbed.layout_files import LAYOUTS, read_contents, write_torch
 
 CPU = torch.device("cpu")
 
@@ -124,6 +128,46 @@ def test_weights_are_narrow_again_after_an_error(saved, contents, photograph, mo
     assert [parameter.dtype for parameter in model.network.parameters()] == held
 
 
+def test_an_interrupted_layer_is_narrow_at_other_input_sizes_and_after_the_next_run(
+    saved, contents, photograph, monkeypatch
+):
+    model = load_model(saved(in_dtype(contents, torch.float16)), CPU, torch.float32)
+    held = [parameter.dtype for parameter in model.network.parameters()]
+    linear = model.network.backbone.vision_backbone.trunk.blocks[1].mlp.fc1
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(linear, "forward", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            Predictor(model).encode_image(photograph)
+    assert linear.weight.dtype == torch.float32  # PyTorch runs no hooks after a KeyboardInterrupt
+    assert [parameter.dtype for parameter in model.network_at(168).parameters()] == held
+    Predictor(model).encode_image(photograph)
+    assert [parameter.dtype for parameter in model.network.parameters()] == held
+
+
+INFINITE = {
+    "detector.segmentation_head.mask_predictor.mask_embed.layers.2.bias": ConceptPrompt(("bus",)),
+    "detector.transformer.decoder.norm.bias": ConceptPrompt(("bus",)),
+    "tracker.sam_mask_decoder.output_hypernetworks_mlps.0.layers.2.bias": GeometricPrompt(boxes=((5, 5, 90, 90),)),
+    "tracker.model.interactive_sam_mask_decoder.iou_prediction_head.layers.2.bias": GeometricPrompt(
+        boxes=((5, 5, 90, 90),)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INFINITE)
+def test_infinite_scores_and_masks_are_an_error(small_checkpoint, tmp_path, photograph, name):
+    contents = read_contents(small_checkpoint)
+    tensors = LAYOUTS["sam3.1" if "interactive" in name else "sam3"].tensors(contents.tensors)
+    tensors[name] = torch.full_like(tensors[name], torch.inf)
+    predictor = Predictor(load_model(write_torch(tmp_path / "inf.pt", tensors, contents.architecture), CPU))
+    with pytest.raises(CheckpointError, match="inf.pt .* the network returns NaN or infinity"):
+        predictor.predict(photograph, INFINITE[name])
+
+
 @pytest.mark.parametrize("multimask", [False, True])
 def test_encoder_weights_in_half_precision_give_the_same_results(small_checkpoint, photograph, multimask):
     as_loaded, cast = (load_model(small_checkpoint, CPU, torch.bfloat16) for _ in range(2))
@@ -168,7 +212,19 @@ BAD_TENSORS = {
     ),
     "only an image encoder": (
         lambda t: {name: tensor for name, tensor in t.items() if "vision_backbone" in name},
-        "only an image encoder, without a detector or a click head",
+        "only encoders, without a detector or a click head",
+    ),
+    "only the encoders of images and texts": (
+        lambda t: {name: tensor for name, tensor in t.items() if "detector.backbone." in name},
+        "only encoders, without a detector or a click head",
+    ),
+    "a prefix in front of most names": (
+        lambda t: {("module." if number % 3 else "") + name: t[name] for number, name in enumerate(t)},
+        "only some of its tensors have the prefix 'module.'",
+    ),
+    "a prefix in front of a few names": (
+        lambda t: {("" if number % 3 else "net.") + name: t[name] for number, name in enumerate(t)},
+        "only some of its tensors have the prefix 'net.'",
     ),
     "no tensors": (lambda t: {}, "it contains no tensors"),
     "a tensor without data": (
@@ -190,9 +246,81 @@ def test_tensors_that_do_not_fit_are_refused(saved, contents, kind):
     assert str(path) in str(refused.value)
 
 
-def test_a_small_checkpoint_without_its_architecture_does_not_fit_sam3(saved, contents):
-    with pytest.raises(CheckpointError, match="missing|has shape"):
-        load_model(saved(contents["model"]), CPU)
+@pytest.mark.parametrize("name", ["\ud800", "\x1b[31mred", "first\nTraceback", "x" * 1_500_000])
+def test_messages_quote_the_names_of_tensors(saved, contents, name):
+    zeros, tensors = torch.zeros(3), contents["model"]
+    for spoilt in (
+        {name: zeros},
+        {**tensors, name: zeros},
+        {**tensors, f"detector.{name}": zeros},
+        {**tensors, f"detector.{name}": zeros, f"sam3_model.{name}": zeros},
+        {f"module.{key}": tensor for key, tensor in tensors.items()} | {name: zeros},
+        {**tensors, f"{name}.weight": zeros.to(torch.int8)},
+    ):
+        with pytest.raises(CheckpointError) as error:
+            load_model(saved({**contents, "model": spoilt}), CPU)
+        assert str(error.value).isprintable()
+        assert len(str(error.value)) < 2000
+
+
+@pytest.mark.parametrize("prefix", ["detector.", "", "module.", "sam3_model."])
+def test_a_missing_tensor_is_named_as_the_file_would_name_it(saved, contents, prefix):
+    tensors = {name: tensor for name, tensor in contents["model"].items() if name.startswith("detector.")}
+    tensors = {prefix + name.removeprefix("detector."): t for name, t in without(tensors, "sam2_convs").items()}
+    missing = first(tensors, "query_embed.weight")
+    with pytest.raises(CheckpointError, match=f"missing .1., including '{missing}'"):
+        load_model(saved({**contents, "model": without(tensors, missing)}), CPU)
+
+
+WRAPPERS = ["module.", "_orig_mod.", "model.", "_forward_module.", "ema_model.", "net.", "sam3.", "model._orig_mod."]
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_a_prefix_in_front_of_all_names_is_dropped(saved, contents, small_checkpoint, wrapper):
+    tensors = {wrapper + name: tensor for name, tensor in contents["model"].items()}
+    loaded, reference = load_model(saved({**contents, "model": tensors}), CPU), load_model(small_checkpoint, CPU)
+    for name, tensor in reference.network.state_dict().items():
+        assert torch.equal(loaded.network.state_dict()[name], tensor), name
+
+
+TABLE = "detector.backbone.vision_backbone.trunk.blocks.1.attn.freqs_cis"
+TABLES = {"zeros": torch.zeros_like, "turned the other way": torch.conj_physical, "NaN": lambda t: t * torch.nan}
+
+
+@pytest.mark.parametrize("change", TABLES)
+def test_a_rotary_table_with_other_values_is_refused(saved, contents, change):
+    tensors = {**contents["model"], TABLE: TABLES[change](contents["model"][TABLE])}
+    with pytest.raises(CheckpointError, match=f"its rotary table '{TABLE}' is damaged"):
+        load_model(saved({**contents, "model": tensors}), CPU)
+
+
+def test_a_rotary_table_of_another_machine_is_used_as_it_is(saved, contents):
+    table = contents["model"][TABLE] * (1 + 2e-7)
+    loaded = load_model(saved({**contents, "model": {**contents["model"], TABLE: table}}), CPU)
+    found = loaded.network.state_dict()[TABLE.removeprefix("detector.")]
+    assert torch.equal(found, table)
+    assert not torch.equal(found, contents["model"][TABLE])
+
+
+OTHER_SIZES = {
+    "resolution": (672, r"has shape \(2304, 32\), expected \(5184, 32\)"),
+    "queries": (100, "has shape"),
+    "decoder_layers": (3, "tensors are missing"),
+    "geometry_layers": (4, "unexpected tensors"),
+}
+
+
+@pytest.mark.parametrize("size", OTHER_SIZES)
+def test_a_file_of_other_sizes_needs_an_architecture(saved, size):
+    value, message = OTHER_SIZES[size]
+    architecture = Architecture(**{size: value})
+    network = build_image_network(architecture, CPU)
+    tensors = {
+        name: tensor if tensor.is_complex() else torch.zeros(()).expand(tensor.shape)  # takes no memory
+        for name, tensor in checkpoint_contents(network, architecture)["model"].items()
+    }
+    with pytest.raises(CheckpointError, match=f"{message}.*sizes .* differ from SAM 3's, it needs .*'architecture'"):
+        load_model(saved(tensors), CPU)
 
 
 @pytest.mark.parametrize(
@@ -297,6 +425,24 @@ def test_a_changed_file_is_a_new_model(small_checkpoint, tmp_path):
     write_random_checkpoint(replacement, SMALL, seed=1)
     replacement.replace(path)
     assert shared_model(path, CPU) is not before
+
+
+@pytest.mark.parametrize("named", ["model.safetensors.index.json", "model-00001-of-00002.safetensors"])
+def test_a_changed_part_of_a_sharded_checkpoint_is_a_new_model(small_checkpoint, tmp_path, named):
+    contents = read_contents(small_checkpoint)
+    LAYOUTS["transformers, sharded"].save(tmp_path, contents)
+    index = next(tmp_path.glob("*.index.json"))
+    path = tmp_path / named.replace("model", index.name.removesuffix(".safetensors.index.json"))
+    before = shared_model(path, CPU)
+    assert shared_model(path, CPU) is before
+    part = sorted(tmp_path.glob("*-00002-of-00002.safetensors"))[0]
+    tensors = load_file(part)
+    table = first(tensors, "mask_decoder")
+    save_file({**tensors, table: tensors[table] + 1}, tmp_path / "new", safe_open(part, "pt").metadata())
+    (tmp_path / "new").replace(part)
+    after = shared_model(path, CPU)
+    assert after is not before
+    assert shared_model(path, CPU) is after
 
 
 def test_threads_that_load_at_once_share_one_model(small_checkpoint):

@@ -1,6 +1,8 @@
 """Weight files: what is inside is read without the data, damage is an error that names it, and nothing is run."""
 
+import argparse
 import json
+import re
 import struct
 import tracemalloc
 import zipfile
@@ -177,13 +179,47 @@ def without_checksums():
     torch.serialization.set_crc32_options(True)
 
 
-@pytest.mark.parametrize("wrapper", ["model", "state_dict", None])
-def test_tensors_may_be_wrapped_and_have_other_entries_beside_them(saved, tensors, wrapper):
-    contents = {wrapper: tensors, "epoch": 3, "optimizer": {"state": {}}} if wrapper else tensors
+OF_TRAINING = {
+    "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"params": [0]}]},
+    "scheduler": {"last_epoch": 3},
+    "scaler": {"scale": 65536.0},
+    "loss": {"weight": torch.ones(2)},
+    "rng_state": torch.zeros(8, dtype=torch.uint8),
+    "config": {"lr": 1e-4, "lora": None},
+    "epoch": 3,
+}
+
+
+@pytest.mark.parametrize("entry", ["model", "model_state_dict", "state_dict", "module", None])
+def test_tensors_may_have_the_state_of_training_beside_them(saved, tensors, entry, caplog):
+    contents = {entry: tensors, **OF_TRAINING} if entry else {**tensors, "epoch": 3, "best_loss": 0.5}
     path = saved({**contents, "architecture": ARCHITECTURE})
     file = open_weight_file(path)
     assert file.architecture == ARCHITECTURE
     same(file.load(file.tensors), tensors)
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("name", ["ema", "state_dict", "teacher\n"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_other_weights_beside_those_that_are_read_are_named_in_a_warning(saved, tensors, name, nested, caplog):
+    others = {key: torch.zeros(2) for key in tensors}
+    path = saved({"model": tensors, name: {"decay": 0.9, "module": others} if nested else others, **OF_TRAINING})
+    same(load_all(path), tensors)
+    assert caplog.messages == [f"{path} also has tensors under {name!r}. Only 'model' is used."]
+
+
+ADAPTERS = {
+    "beside the model": {"lora": {"trunk.lora_A.weight": torch.ones(2)}},
+    "in an entry of that name": {"lora_state_dict": {"trunk.A": torch.ones(2)}},
+    "in another entry": {"extra": {"peft": {"trunk.qkv.lora.B": torch.ones(2)}}},
+}
+
+
+@pytest.mark.parametrize("where", ADAPTERS)
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_lora_adapter_beside_the_weights_is_refused(saved, tensors, where, alone):
+    refused(saved(ADAPTERS[where] if alone else {"model": tensors, **ADAPTERS[where]}), "LoRA adapter.*merge it")
 
 
 def test_a_file_without_an_architecture_has_none(saved, tensors):
@@ -214,7 +250,7 @@ def test_damage_is_found_anywhere_in_a_large_tensor(saved):
 def test_damage_in_the_pickle_is_found(saved, tensors):
     path = saved(tensors)
     damage(path, data_offset(path, "data.pkl") + 30)
-    refused(path, r"the checksum of its entry .*data\.pkl is wrong")
+    refused(path, r"the checksum of its entry '.*data\.pkl' is wrong")
 
 
 def test_views_share_their_storage(saved):
@@ -287,7 +323,7 @@ def test_a_pickle_that_is_too_large_is_refused(tmp_path):
     path = tmp_path / "weights.pt"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("weights/data.pkl", bytes(65 * MEGABYTE))
-    refused(path, r"data\.pkl has 68,157,440 bytes, which is too many")
+    refused(path, r"data\.pkl' has 68,157,440 bytes, which is too many")
 
 
 def quantized():
@@ -307,7 +343,7 @@ CONTENTS = {
     "a list under model": (lambda: {"model": [torch.zeros(2)]}, "entry 'model' is a list, not named tensors"),
     "a tensor under state_dict": (lambda: {"state_dict": torch.zeros(2)}, "entry 'state_dict' is a Tensor, not named"),
     "a text": (lambda: {"a": torch.zeros(2), "b": "text"}, "'b' is a str, not a tensor"),
-    "a number as name": (lambda: {"model": {3: torch.zeros(2)}}, "an entry named 3, not named tensors"),
+    "a number as name": (lambda: {"model": {3: torch.zeros(2)}}, "an entry named '3', not named tensors"),
     "an optimizer": (optimizer, "the state of an optimizer, without a model"),
     "other entries": (
         lambda: {"epoch": 3, "net": {"a": torch.zeros(2)}},
@@ -317,8 +353,9 @@ CONTENTS = {
     "a compressed sparse tensor": (lambda: {"a": torch.eye(3).to_sparse_csr()}, "'a' is sparse or nested"),
     "a nested tensor": (lambda: {"a": nested()}, "'a' is sparse or nested"),
     "a quantized tensor": (lambda: {"a": quantized()}, r"it is quantized \('a' is torch\.qint8\)"),
-    "a module": (lambda: {"model": torch.nn.Linear(2, 2)}, r"Python objects \(torch\.nn\.modules\.linear\.Linear\)"),
-    "a number of NumPy's": (lambda: {"model": {}, "loss": np.float64(1)}, r"Python objects \(numpy\..*scalar\)"),
+    "a module": (lambda: {"model": torch.nn.Linear(2, 2)}, r"Python objects \('torch\.nn\.modules\.linear\.Linear'\)"),
+    "a number of NumPy's": (lambda: {"model": {}, "best": np.float64(1)}, r"Python objects \('numpy\..*scalar'\)"),
+    "arguments": (lambda: {"model": {}, "args": argparse.Namespace(a=1)}, r"Python objects \('argparse\.Namespace'\)"),
 }
 
 
@@ -326,8 +363,15 @@ CONTENTS = {
 @pytest.mark.parametrize("kind", CONTENTS)
 def test_an_archive_that_holds_something_else_is_refused(saved, kind):
     make, message = CONTENTS[kind]
-    error = refused(saved(make()), message)
-    assert "weights_only" not in str(error)
+    text = str(refused(saved(make()), message))
+    assert ("weights_only=False" in text) == ("Only if you trust" in text) == ("Python objects" in text)
+
+
+def test_the_advice_about_python_objects_works_with_the_file_alone(saved, tensors):
+    path = saved({"model": tensors, "args": argparse.Namespace(a=1)})
+    advice = re.search(r"torch\.save\(.*, new_path\)", str(refused(path, "Python objects")))[0]
+    exec(advice, {"torch": torch, "path": path, "new_path": path.with_name("new.pt")})  # noqa: S102
+    same(load_all(path.with_name("new.pt")), tensors)
 
 
 def test_a_tensor_that_was_saved_without_data_is_refused_only_if_it_is_loaded(saved):
@@ -560,6 +604,56 @@ def test_dtypes_smaller_than_a_byte_are_refused_as_quantized(written, dtype):
     refused(path, rf"it is quantized \('a' is {dtype}\)")
 
 
+# names in messages
+
+NAMES = {
+    "half a character": "\ud800",
+    "a terminal's colors": "\x1b[31mred",
+    "two lines": "first\nTraceback",
+    "a million letters": "x" * 1_500_000,
+}
+Z = torch.zeros(3)
+NAMED = {
+    "a text": lambda name: {"model": {name: "text"}},
+    "a text at the top level": lambda name: {"a": Z, name: "text"},
+    "other entries": lambda name: {name: {"a": "text"}},
+    "a sparse tensor": lambda name: {name: torch.eye(3).to_sparse()},
+    "an adapter": lambda name: {"lora": {name: Z}},
+    "a tensor without data": lambda name: {name: Z.to("meta")},
+}
+NAMED_HEADERS = {
+    "an unknown dtype": {"dtype": "F33"},
+    "a quantized dtype": {"dtype": "F4", "data_offsets": [0, 4], "shape": [8]},
+    "another shape": {"shape": [7]},
+    "an impossible shape": {"shape": [-1]},
+    "impossible offsets": {"data_offsets": [-1, 4]},
+    "a gap": {"data_offsets": [4, 8]},
+    "no dtype": {"more": 1},
+}
+
+
+def readable(error):
+    """Return whether a message is one short line that can be printed."""
+    return str(error).isprintable() and len(str(error)) < 2000
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", NAMED)
+def test_messages_about_torch_archives_are_readable(saved, kind, name):
+    with pytest.raises(CheckpointError) as error:
+        load_all(saved(NAMED[kind](NAMES[name])))
+    assert readable(error.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", NAMED_HEADERS)
+def test_messages_about_safetensors_files_are_readable(written, kind, name):
+    header = json.dumps({NAMES[name]: A | NAMED_HEADERS[kind]})
+    assert readable(refused(written(safetensors_bytes(header.encode(), ONE)), "usable"))
+    twice = header.removesuffix("}") + "," + header.removeprefix("{")
+    assert readable(refused(written(safetensors_bytes(twice[: 2 * MEGABYTE].encode(), ONE)), "usable"))
+
+
 # sharded safetensors
 
 
@@ -601,34 +695,39 @@ def move(name, file_name):
 
 
 BAD_SHARDS = {
-    "a shard is missing": (lambda folder: (folder / SECOND).unlink(), f"part {SECOND} cannot be opened.*No such file"),
+    "a shard is missing": (
+        lambda folder: (folder / SECOND).unlink(),
+        f"part '{SECOND}' .* cannot be opened.*No such file",
+    ),
     "a shard is cut off": (
         lambda folder: (folder / SECOND).write_bytes((folder / SECOND).read_bytes()[:-3]),
-        f"part {SECOND} is not usable: it is an incomplete download: 3 of",
+        f"part '{SECOND}' is not usable: it is an incomplete download: 3 of",
     ),
     "a shard is a torch archive": (
         lambda folder: torch.save({"a": torch.ones(1)}, folder / SECOND),
-        f"part {SECOND} is not usable: it was written by torch.save",
+        f"part '{SECOND}' is not usable: it was written by torch.save",
     ),
     "a shard is a Git LFS pointer": (
         lambda folder: (folder / SECOND).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
-        f"part {SECOND} is not usable: it is a Git LFS pointer",
+        f"part '{SECOND}' is not usable: it is a Git LFS pointer",
     ),
-    "a shard lacks a tensor": (move("other", FIRST), f"{FIRST} lacks the tensor 'other'"),
+    "a shard lacks a tensor": (move("other", FIRST), f"'{FIRST}' lacks the tensor 'other'"),
     "a tensor is in the other shard": (move("trunk.weight", SECOND), "a tensor 'trunk.weight'"),
     "a tensor is in both shards": (
         lambda folder: save_file({"trunk.weight": torch.ones(1), "head.weight": torch.ones(1)}, folder / SECOND),
-        f"{SECOND} has a tensor 'trunk.weight'",
+        f"'{SECOND}' has a tensor 'trunk.weight'",
     ),
     "a shard has more tensors": (
         lambda folder: save_file({"more": torch.ones(1)}, folder / SECOND),
-        f"{SECOND} has a tensor 'more'",
+        f"'{SECOND}' has a tensor 'more'",
     ),
     "a shard in another folder": (move("a", "../weights.safetensors"), "'../weights.safetensors'"),
     "a shard with an absolute path": (move("a", "/tmp/weights.safetensors"), "'/tmp/weights.safetensors'"),
     "a shard with a Windows path": (move("a", r"..\weights.safetensors"), "not a safetensors file beside it"),
     "a shard on a Windows drive": (move("a", "C:weights.safetensors"), "not a safetensors file beside it"),
     "a shard with a zero byte": (move("a", "a\0.safetensors"), "not a safetensors file beside it"),
+    "a shard with a name of two lines": (move("a", "a\nb.safetensors"), r"names 'a\\nb\.safetensors'"),
+    "a shard named with half a character": (move("a", "\ud800.safetensors"), r"names '\\ud800\.safetensors'"),
     "a shard of another kind": (move("a", "model.bin"), "'model.bin', which is not a safetensors file beside it"),
     "a shard that is no name": (move("a", 3), "'3', which is not a safetensors file beside it"),
     "an index without tensors": (lambda folder: change_index(folder, lambda index: index.clear()), "no 'weight_map'"),
@@ -651,6 +750,14 @@ def test_a_sharded_checkpoint_that_is_not_whole_is_refused(shards, kind, named):
     spoil, message = BAD_SHARDS[kind]
     spoil(shards)
     refused(shards / named, message)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_messages_about_shards_are_readable(shards, name):
+    move(NAMES[name], FIRST)(shards)
+    assert readable(refused(shards / INDEX, "lacks the tensor"))
+    move(NAMES[name], f"{NAMES[name]}.safetensors")(shards)
+    assert readable(refused(shards / INDEX, "names|cannot be opened|too large"))
 
 
 def test_a_shard_without_its_index_is_refused(shards):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,21 +16,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..architecture import Architecture
-from ..errors import CheckpointError
+from ..errors import CheckpointError, quote, quote_name
 from .foreign_files import describe_tensors
-from .layout import Layout, Source
-from .layouts import recognize_layout, wrapper_of
+from .layout import CLICK_HEAD, Layout, Source
+from .layouts import WRAPPERS, recognize_layout, wrapper_of
 from .weight_files import WeightFile, open_weight_file
 
 if TYPE_CHECKING:
     from sam3.model.sam3_image import Sam3Image
 
 # Meta's file holds the image model and the interactive (video) model under these prefixes
-_PREFIXES = {"detector.": "", "tracker.": "inst_interactive_predictor.model."}
+_PREFIXES = {"detector.": "", "tracker.": CLICK_HEAD}
 
 _REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _COMPLEX = (torch.complex32, torch.complex64, torch.complex128)
 _COMPUTED = r".*\.attn\.freqs_cis"  # rotary tables: computed when a network is built, so a file may lack them
+_ROUNDING = 1e-3  # of tables that were computed on another machine, or saved in half precision
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,26 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if layout is None:
         raise CheckpointError(path, f"its tensors are not those of SAM 3; they include {_examples(file.tensors)}")
 
+    _refuse_mixture(path, file.tensors, wrapper)
     names: dict[str, str] = {}
     for name in file.tensors:
         canonical = layout.canonical_name(name.removeprefix(wrapper))
         if canonical in names:
-            raise CheckpointError(path, f"'{names[canonical]}' and '{name}' are the same tensor")
+            twins = f"{quote_name(names[canonical])} and {quote_name(name)}"
+            raise CheckpointError(path, f"{twins} are the same tensor")
         names[canonical] = name
     return Checkpoint(file, layout, names, _architecture(file, layout, names))
+
+
+def _refuse_mixture(path: Path, names: Iterable[str], wrapper: str) -> None:
+    """Raise CheckpointError if only some names have a prefix that training or compilation puts in front of all."""
+    odd = [name for name in names if not name.startswith(wrapper) or name.removeprefix(wrapper).startswith(WRAPPERS)]
+    if odd:
+        wrapper = wrapper or next(prefix for prefix in WRAPPERS if odd[0].startswith(prefix))
+        raise CheckpointError(
+            path,
+            f"only some of its tensors have the prefix {quote(wrapper)}: all or none should, but see {_examples(odd)}",
+        )
 
 
 def _architecture(file: WeightFile, layout: Layout, names: Iterable[str]) -> Architecture:
@@ -97,12 +112,10 @@ def _architecture(file: WeightFile, layout: Layout, names: Iterable[str]) -> Arc
         for mark in (layout.detector.mark, layout.click_head.mark, layout.mask_head)
     )
     if not detector and not click_head:
-        raise CheckpointError(file.path, "it contains only an image encoder, without a detector or a click head")
+        raise CheckpointError(file.path, "it contains only encoders, without a detector or a click head")
     if detector and not mask_head:
-        raise CheckpointError(
-            file.path,
-            "its detector has no mask head, so it finds boxes but no masks. Fine-tune with `enable_segmentation: True`",
-        )
+        advice = "" if layout.style else ". Fine-tune with `enable_segmentation: True`"
+        raise CheckpointError(file.path, f"its detector has no mask head, so it finds boxes but no masks{advice}")
     return dataclasses.replace(sizes, detector=detector, click_head=click_head, **layout.settings)
 
 
@@ -132,6 +145,8 @@ def fit_tensors(checkpoint: Checkpoint, expected: Mapping[str, torch.Tensor]) ->
             fitted[name] = wanted
             continue
         tensor = _convert(checkpoint, sources[name], tensors)
+        if re.fullmatch(_COMPUTED, name):
+            _check_table(checkpoint, sources[name], tensor, wanted)
         fitted[name] = tensor if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.to(wanted.dtype)
     return fitted
 
@@ -150,9 +165,22 @@ def _find_sources(checkpoint: Checkpoint, expected: Iterable[str]) -> dict[str, 
         raise CheckpointError(
             checkpoint.file.path,
             f"it looks like {checkpoint.description}, but tensors are missing ({len(missing)}), including "
-            f"'{min(missing)}'",
+            f"{quote_name(_own_name(checkpoint, min(missing)))}{_about_sizes(checkpoint)}",
         )
     return sources
+
+
+def _own_name(checkpoint: Checkpoint, missing: str) -> str:
+    """Return how a file would call a tensor that it lacks: with the prefix of its tensors of the same part."""
+    prefix = max(
+        (prefix for _, prefix in checkpoint.layout.prefixes if missing.startswith(prefix)), key=len, default=""
+    )
+    found = Counter(
+        own.removesuffix(canonical.removeprefix(prefix))
+        for canonical, own in checkpoint.names.items()
+        if canonical.startswith(prefix)
+    )
+    return found.most_common(1)[0][0] + missing.removeprefix(prefix) if found else missing
 
 
 def _check_leftovers(checkpoint: Checkpoint, used: set[str]) -> None:
@@ -172,7 +200,7 @@ def _check_leftovers(checkpoint: Checkpoint, used: set[str]) -> None:
         raise CheckpointError(
             checkpoint.file.path,
             f"it looks like {checkpoint.description}, but it has unexpected tensors ({len(unexpected)}), including "
-            f"'{min(unexpected)}'",
+            f"{quote_name(min(unexpected))}{_about_sizes(checkpoint)}",
         )
 
 
@@ -182,16 +210,34 @@ def _check_tensor(checkpoint: Checkpoint, source: Source, wanted: torch.Tensor) 
     for name in source.names:
         own = checkpoint.names[name]
         tensor = tensors[own]
-        if tensor.layout != torch.strided or tensor.is_nested:
-            raise CheckpointError(path, f"'{own}' is sparse or nested")
         # converting complex numbers to real ones would drop the imaginary parts without an error
         if tensor.dtype not in (_COMPLEX if wanted.is_complex() else _REAL):
-            raise CheckpointError(path, f"'{own}' has dtype {tensor.dtype}, expected {wanted.dtype}")
+            raise CheckpointError(path, f"{quote_name(own)} has dtype {tensor.dtype}, expected {wanted.dtype}")
     shape = tuple(_convert(checkpoint, source, tensors).shape)
     if shape != tuple(wanted.shape):
         own = checkpoint.names[source.names[0]]
         of_parts = f" (of {len(source.names)} joined tensors)" if len(source.names) > 1 else ""
-        raise CheckpointError(path, f"'{own}' has shape {shape}{of_parts}, expected {tuple(wanted.shape)}")
+        raise CheckpointError(
+            path,
+            f"{quote_name(own)} has shape {shape}{of_parts}, expected {tuple(wanted.shape)}{_about_sizes(checkpoint)}",
+        )
+
+
+def _about_sizes(checkpoint: Checkpoint) -> str:
+    """Return what else can be wrong with a file that does not state its sizes."""
+    if checkpoint.file.architecture is not None:
+        return ""
+    return (
+        ". If its sizes (such as the input resolution or a number of layers) differ from SAM 3's, it needs an entry "
+        "'architecture' (docs/weights.md)"
+    )
+
+
+def _check_table(checkpoint: Checkpoint, source: Source, table: torch.Tensor, computed: torch.Tensor) -> None:
+    """Raise CheckpointError if a table differs by more than rounding from the one that its sizes determine."""
+    if not torch.allclose(table.to(computed), computed, rtol=0, atol=_ROUNDING):
+        own = checkpoint.names[source.names[0]]
+        raise CheckpointError(checkpoint.file.path, f"its rotary table {quote_name(own)} is damaged")
 
 
 def _convert(checkpoint: Checkpoint, source: Source, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -200,12 +246,12 @@ def _convert(checkpoint: Checkpoint, source: Source, tensors: Mapping[str, torch
         return source.convert([tensors[name] for name in names])
     except (IndexError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        quoted = ", ".join(f"'{name}'" for name in names)
+        quoted = ", ".join(map(quote_name, names))
         raise CheckpointError(checkpoint.file.path, f"{quoted} cannot be used: {reason}") from error
 
 
 def _examples(names: Iterable[str], count: int = 3) -> str:
-    return ", ".join(f"'{name}'" for name in list(names)[:count])
+    return ", ".join(map(quote_name, list(names)[:count]))
 
 
 def checkpoint_contents(network: Sam3Image, architecture: Architecture) -> dict[str, Any]:

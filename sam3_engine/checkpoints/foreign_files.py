@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import quote
+from ..errors import quote, quote_name
 
 if TYPE_CHECKING:
     import torch
@@ -48,16 +48,17 @@ _SUFFIXES = {
     ".safetensors": "its name ends in .safetensors, but it is not a safetensors file: download it again",
 }
 
-_FULL_PRECISION = "use a float32, float16 or bfloat16 file"
+FULL_PRECISION = "use a float32, float16 or bfloat16 file"
+
+_ADAPTER_NAME = r"(?:^|[._])(?:lora|hada_w\d|lokr_w\d)(?:[._]|$)"
+_ADAPTER = "it is a LoRA adapter, or a model with one: merge it into the model first, and save the merged model"
 
 # the first of these that is found in the name of any tensor tells what a file is
 _NAMES = {
-    r"(?:^|[._])(?:lora_(?:[ABab]|up|down|embedding_[AB]|magnitude_vector)|hada_w\d|lokr_w\d)(?:[._]|$)": (
-        "it is a LoRA adapter, or a model with one: merge the adapter into the model first, and save the merged model"
-    ),
+    _ADAPTER_NAME: _ADAPTER,
     r"\.(?:SCB|absmax|nested_absmax|quant_map|quant_state\..+|weight_scale(?:_inv|_2)?|scale_weight|weight_packed"
     r"|qweight|qzeros|weight_qdata|(?:weight_)?zero_point|comfy_quant)$|(?:^|\.)scaled_fp8$": (
-        f"it is quantized: {_FULL_PRECISION}"
+        f"it is quantized: {FULL_PRECISION}"
     ),
     r"(?:^|\.)vision_backbone\.trunk\.model\.|\.student_trunk\.": (
         "it is an EfficientSAM3 checkpoint, which has a different image encoder"
@@ -129,9 +130,14 @@ def describe_tensors(tensors: Mapping[str, torch.Tensor]) -> str | None:
     return None
 
 
+def describe_adapter(names: Iterable[str]) -> str | None:
+    """Return what a file is if tensors of these names belong to a LoRA adapter, else None."""
+    return _ADAPTER if any(map(re.compile(_ADAPTER_NAME).search, names)) else None
+
+
 def describe_quantized(name: str, dtype: object) -> str:
     """Return what a file is in which the tensor ``name`` has a quantized dtype."""
-    return f"it is quantized ({quote(name)} is {dtype}): {_FULL_PRECISION}"
+    return f"it is quantized ({quote_name(name)} is {dtype}): {FULL_PRECISION}"
 
 
 def _describe_text(head: bytes) -> str | None:
@@ -152,6 +158,10 @@ def _describe_text(head: bytes) -> str | None:
             "it is a web page, such as a login or error page: download the file again, with `hf download` or in a "
             "browser that is logged in"
         )
+    if text.startswith("{") and '"weight_map"' in text:
+        if ".bin" in text:
+            return "it is the index of PyTorch shards (.bin), which are not supported: convert them to safetensors"
+        return "it is the index of a sharded checkpoint, whose name must end in .safetensors.index.json"
     start = quote(text.partition("\n")[0], _MAX_QUOTED)
     if text.startswith(("{", "[")):
         return f"it is a JSON file that begins with {start}: the server's error message, or a configuration"
@@ -179,7 +189,7 @@ def _describe_zip(path: Path) -> str:
         return f"it is an archive of NumPy arrays (.npz), as MLX writes it too: {_CONVERTED}"
     packed = next((name for name in names if re.search(r"\.(?:pth?|ckpt|bin|safetensors)$", name)), None)
     if packed:
-        return f"it is a zip archive that contains {quote(packed)}: {_UNPACK}"
+        return f"it is a zip archive that contains {quote_name(packed)}: {_UNPACK}"
     return "it is a zip archive without a checkpoint in it"
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+CLICK_HEAD = "inst_interactive_predictor.model."  # in front of the click head's tensors in a network
+
 Conversion = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 
 

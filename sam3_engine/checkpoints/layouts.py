@@ -15,13 +15,13 @@ from .transformers_layouts import TRANSFORMERS, TRANSFORMERS_CLICK_HEAD
 LAYOUTS = (SAM3_1, TRANSFORMERS_CLICK_HEAD, TRANSFORMERS, SAM3)
 
 # training and compilation put these in front of all names
-_WRAPPERS = ("module.", "_orig_mod.", "model.")
+WRAPPERS = ("module.", "_orig_mod.", "model.", "_forward_module.", "ema_model.", "net.", "sam3.")
 
 
 def wrapper_of(names: Iterable[str]) -> str:
-    """Return what training or compilation put in front of the names, of most if not of all; empty if nothing."""
+    """Return what training or compilation put in front of most names; empty if nothing."""
     names = list(names)
-    for wrapper in _WRAPPERS:
+    for wrapper in WRAPPERS:
         wrapped = [name.removeprefix(wrapper) for name in names if name.startswith(wrapper)]
         if 2 * len(wrapped) > len(names):
             return wrapper + wrapper_of(wrapped)

@@ -7,15 +7,17 @@ Importing this module imports torch.
 
 from __future__ import annotations
 
-from .layout import Head, Layout, Rule
+import re
 
-_CLICK_HEAD = r"inst_interactive_predictor\.model\."
+from .layout import CLICK_HEAD, Head, Layout, Rule
+
+_CLICK_HEAD = re.escape(CLICK_HEAD)
 _META_PREFIXES = (
     ("detector.", "detector."),
     ("tracker.", "tracker."),
     ("sam3_model.", "detector."),  # older copies of SAM 3.1
     ("sam2_predictor.", "tracker."),
-    ("inst_interactive_predictor.model.", "tracker."),  # a network saved with its state_dict()
+    (CLICK_HEAD, "tracker."),  # a network saved with its state_dict()
     ("", "detector."),  # Meta's trainer
 )
 _META_UNUSED = (
@@ -23,7 +25,7 @@ _META_UNUSED = (
     r"detector\.geometry_encoder\.points_(direct|pool|pos_enc)_project\.(weight|bias)",
 )
 _META_DETECTOR = Head(
-    mark=r"detector\.(transformer|geometry_encoder|dot_prod_scoring|backbone\.language_backbone)\.",
+    mark=r"detector\.(transformer|geometry_encoder|dot_prod_scoring)\.",
     neck=r"detector\.backbone\.vision_backbone\.convs\..*",
 )
 _META_MASK_HEAD = r"detector\.segmentation_head\."

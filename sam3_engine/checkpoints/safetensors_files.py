@@ -12,33 +12,12 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from ..errors import CheckpointError, quote
+from ..errors import CheckpointError, quote, quote_name
 from ..host_state import ignore_warnings
 from .foreign_files import describe_bytes, describe_quantized
-from .safetensors_headers import INDEX_SUFFIX, TensorEntry, is_safetensors, read_header, read_index, read_json
+from .safetensors_headers import DTYPES, INDEX_SUFFIX, TensorEntry, is_safetensors, read_header, read_index, read_json
 
 _SHARD_NAME = re.compile(r"(.+)-\d{5}-of-(\d{5})\.safetensors", re.DOTALL)
-_DTYPES = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
-    "F8_E5M2": torch.float8_e5m2,
-    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
-    "F8_E8M0": torch.float8_e8m0fnu,
-    "U16": torch.uint16,
-    "I16": torch.int16,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "U32": torch.uint32,
-    "I32": torch.int32,
-    "F32": torch.float32,
-    "U64": torch.uint64,
-    "I64": torch.int64,
-    "F64": torch.float64,
-    "C64": torch.complex64,
-}
 
 
 class SafetensorsFile:
@@ -46,6 +25,7 @@ class SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        _refuse_other_kinds(path)
         header = read_header(path)
         self.tensors: Mapping[str, torch.Tensor] = {
             name: _without_data(path, name, entry) for name, entry in header.tensors.items()
@@ -62,7 +42,7 @@ class SafetensorsFile:
             ):
                 return {name: file.get_tensor(name) for name in names}
         except Exception as error:  # the package raises several
-            raise CheckpointError(self.path, f"it is damaged or cannot be read ({error})") from error
+            raise CheckpointError(self.path, f"it is damaged or cannot be read ({quote(error, 300)})") from error
 
 
 class ShardedFile:
@@ -76,12 +56,16 @@ class ShardedFile:
         for file_name, shard in self._shards.items():
             for name in shard.tensors:
                 if file_of.get(name) != file_name:
-                    raise CheckpointError(path, f"{file_name} has a tensor {quote(name)}, which {index.name} denies")
+                    raise CheckpointError(
+                        path, f"{quote_name(file_name)} has a tensor {quote_name(name)}, which {index.name} denies"
+                    )
                 self._shard_of[name] = shard
         missing = file_of.keys() - self._shard_of.keys()
         if missing:
             name = min(missing)
-            raise CheckpointError(path, f"{file_of[name]} lacks the tensor {quote(name)}, which {index.name} names")
+            raise CheckpointError(
+                path, f"{quote_name(file_of[name])} lacks the tensor {quote_name(name)}, which {index.name} names"
+            )
         self.tensors: Mapping[str, torch.Tensor] = {name: shard.tensors[name] for name, shard in self._shard_of.items()}
         found = [shard.architecture for shard in self._shards.values() if shard.architecture is not None]
         self.architecture: object | None = found[0] if found else None
@@ -95,11 +79,13 @@ class ShardedFile:
 
 
 def find_index(path: Path) -> Path | None:
-    """Return the index of a sharded checkpoint to which a file belongs, or None if its name is not that of a shard.
+    """Return the index of a sharded checkpoint which a file is or belongs to; None if its name is that of neither.
 
     Raises:
         CheckpointError: the file is one of several, and there is no index beside it.
     """
+    if path.name.endswith(INDEX_SUFFIX):
+        return path
     shard = _SHARD_NAME.fullmatch(path.name)
     if not shard:
         return None
@@ -111,27 +97,44 @@ def find_index(path: Path) -> Path | None:
     return None
 
 
+def files_of(path: Path) -> list[Path]:
+    """Return the files of a checkpoint: ``path``, or the index and all parts of a sharded one, which may be missing.
+
+    Raises:
+        CheckpointError: the index cannot be read.
+    """
+    index = find_index(path)
+    if index is None:
+        return [path]
+    return [index, *(index.with_name(name) for name in sorted(set(read_index(path, index).values())))]
+
+
 def _open_shard(path: Path, shard: Path) -> SafetensorsFile:
     try:
-        with shard.open("rb") as file:
-            foreign = None if is_safetensors(file.read(16)) else describe_bytes(shard) or "it is another kind of file"
-        if foreign:
-            raise CheckpointError(shard, foreign)
         return SafetensorsFile(shard)
-    except OSError as error:
-        raise CheckpointError(path, f"its part {shard.name} cannot be opened ({error.strerror})") from error
     except CheckpointError as error:
-        raise CheckpointError(path, f"its part {shard.name} is not usable: {error.reason}") from error
+        raise CheckpointError(path, f"its part {quote_name(shard.name)} is not usable: {error.reason}") from error
+
+
+def _refuse_other_kinds(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+        if not is_safetensors(head):
+            raise CheckpointError(path, describe_bytes(path) or "it is another kind of file, or an incomplete download")
+    except OSError as error:
+        raise CheckpointError(path, f"it cannot be opened ({error.strerror})") from error
 
 
 def _without_data(path: Path, name: str, entry: TensorEntry) -> torch.Tensor:
     """Return a tensor's shape and dtype as a tensor on the meta device."""
-    if entry.dtype not in _DTYPES:
+    dtype = DTYPES[entry.dtype][1]
+    if dtype is None:
         raise CheckpointError(path, describe_quantized(name, entry.dtype))
     try:
-        return torch.empty(entry.shape, dtype=_DTYPES[entry.dtype], device="meta")
+        return torch.empty(entry.shape, dtype=getattr(torch, dtype), device="meta")
     except RuntimeError as error:  # an empty tensor with huge sizes
-        raise CheckpointError(path, f"tensor {quote(name)} has the shape {quote(list(entry.shape))}") from error
+        raise CheckpointError(path, f"tensor {quote_name(name)} has the shape {quote(list(entry.shape))}") from error
 
 
 def _architecture(path: Path, metadata: Mapping[str, str]) -> object | None:

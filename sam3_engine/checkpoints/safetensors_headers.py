@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import CheckpointError, quote
+from ..errors import CheckpointError, quote, quote_name
 
 INDEX_SUFFIX = ".safetensors.index.json"  # of a sharded checkpoint
 
@@ -23,29 +23,30 @@ MAX_HEADER_BYTES = 2 * 2**20  # SAM 3's header takes 0.3 MB
 
 _LENGTH_BYTES = 8
 _MAX_DIMENSIONS = 64  # torch's own limit
-_BITS = {
-    "BOOL": 8,
-    "U8": 8,
-    "I8": 8,
-    "F8_E4M3": 8,
-    "F8_E4M3FNUZ": 8,
-    "F8_E5M2": 8,
-    "F8_E5M2FNUZ": 8,
-    "F8_E8M0": 8,
-    "U16": 16,
-    "I16": 16,
-    "F16": 16,
-    "BF16": 16,
-    "U32": 32,
-    "I32": 32,
-    "F32": 32,
-    "U64": 64,
-    "I64": 64,
-    "F64": 64,
-    "C64": 64,
-    "F4": 4,
-    "F6_E2M3": 6,
-    "F6_E3M2": 6,
+# bits of a number, and torch's name of the dtype, if it has one
+DTYPES = {
+    "BOOL": (8, "bool"),
+    "U8": (8, "uint8"),
+    "I8": (8, "int8"),
+    "F8_E4M3": (8, "float8_e4m3fn"),
+    "F8_E4M3FNUZ": (8, "float8_e4m3fnuz"),
+    "F8_E5M2": (8, "float8_e5m2"),
+    "F8_E5M2FNUZ": (8, "float8_e5m2fnuz"),
+    "F8_E8M0": (8, "float8_e8m0fnu"),
+    "U16": (16, "uint16"),
+    "I16": (16, "int16"),
+    "F16": (16, "float16"),
+    "BF16": (16, "bfloat16"),
+    "U32": (32, "uint32"),
+    "I32": (32, "int32"),
+    "F32": (32, "float32"),
+    "U64": (64, "uint64"),
+    "I64": (64, "int64"),
+    "F64": (64, "float64"),
+    "C64": (64, "complex64"),
+    "F4": (4, None),
+    "F6_E2M3": (6, None),
+    "F6_E3M2": (6, None),
 }
 
 
@@ -134,8 +135,11 @@ def read_index(path: Path, index: Path) -> dict[str, str]:
     if not isinstance(file_of, dict) or not file_of:
         raise CheckpointError(path, f"{index.name} is not the index of a sharded checkpoint: it has no 'weight_map'")
     for name in file_of.values():
-        if not isinstance(name, str) or re.search(r"[/\\:\0]", name) or not name.endswith(".safetensors"):
-            raise CheckpointError(path, f"{index.name} names {quote(name)}, which is not a safetensors file beside it")
+        plain = isinstance(name, str) and name.isprintable() and not re.search(r"[/\\:]", name)
+        if not plain or not name.endswith(".safetensors"):
+            raise CheckpointError(
+                path, f"{index.name} names {quote_name(name)}, which is not a safetensors file beside it"
+            )
     return file_of
 
 
@@ -177,24 +181,26 @@ def _parse(contents: Any) -> Header:
     for name, entry in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
         if entry.begin != end:
             problem = "overlaps another tensor" if entry.begin < end else "does not follow the previous tensor"
-            raise ValueError(f"tensor {quote(name)} {problem}")
+            raise ValueError(f"tensor {quote_name(name)} {problem}")
         end = entry.end
     return Header(tensors, metadata)
 
 
 def _entry(name: str, value: Any) -> TensorEntry:
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"tensor {quote(name)} has no dtype, shape and offsets")
+        raise ValueError(f"tensor {quote_name(name)} has no dtype, shape and offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in _BITS:
-        raise ValueError(f"tensor {quote(name)} has the unknown dtype {quote(dtype)}")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ValueError(f"tensor {quote_name(name)} has the unknown dtype {quote(dtype)}")
     if not _are_sizes(shape) or len(shape) > _MAX_DIMENSIONS:
-        raise ValueError(f"tensor {quote(name)} has the shape {quote(shape)}")
+        raise ValueError(f"tensor {quote_name(name)} has the shape {quote(shape)}")
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise ValueError(f"tensor {quote(name)} has the offsets {quote(offsets)}")
+        raise ValueError(f"tensor {quote_name(name)} has the offsets {quote(offsets)}")
     begin, end = offsets
-    if math.prod(shape) * _BITS[dtype] != (end - begin) * 8:
-        raise ValueError(f"tensor {quote(name)} has {end - begin:,} bytes, which do not fit its shape {quote(shape)}")
+    if math.prod(shape) * DTYPES[dtype][0] != (end - begin) * 8:
+        raise ValueError(
+            f"tensor {quote_name(name)} has {end - begin:,} bytes, which do not fit its shape {quote(shape)}"
+        )
     return TensorEntry(dtype, tuple(shape), begin, end)
 
 
@@ -207,6 +213,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in pairs:
         if name in values:
-            raise ValueError(f"the name {quote(name)} is used twice")
+            raise ValueError(f"the name {quote_name(name)} is used twice")
         values[name] = value
     return values

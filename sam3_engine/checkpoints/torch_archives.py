@@ -6,6 +6,7 @@ Importing this module imports torch.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -14,12 +15,16 @@ from typing import Any
 
 import torch
 
-from ..errors import CheckpointError, quote
+from ..errors import CheckpointError, quote, quote_name
 from ..host_state import ignore_warnings
-from .foreign_files import describe_quantized
+from .foreign_files import FULL_PRECISION, describe_adapter, describe_quantized
 from .zip_checksums import StoredEntry, find_damaged, stored_entry
 
-_WRAPPERS = ("model", "state_dict")
+logger = logging.getLogger(__name__)
+
+_WEIGHTS = ("model", "model_state_dict", "state_dict", "module")  # entries that may hold the tensors
+_BESIDE_FLAT = (int, float)  # for example the epoch, among tensors at the top level
+_MAX_QUOTED = 300  # of an error message of torch or zipfile
 _MAX_RECORD_BYTES = 64 * 2**20  # of the pickle, for example; SAM 3's has 0.2 MB
 
 
@@ -43,7 +48,8 @@ def is_torch_archive(path: Path) -> bool:
 class TorchArchive:
     """An archive of ``torch.save``; a :class:`~.weight_files.WeightFile`.
 
-    The tensors are under ``model`` or ``state_dict``, or at the top level; what else the file contains is ignored.
+    The tensors are under ``model``, ``model_state_dict``, ``state_dict`` or ``module``, or at the top level. What else
+    the file contains is ignored, with a warning if it may be weights.
     """
 
     def __init__(self, path: Path) -> None:
@@ -62,17 +68,19 @@ class TorchArchive:
         tensors = {name: self._mapped[name].detach() for name in names}
         for name, tensor in tensors.items():
             if tensor.is_meta:
-                raise CheckpointError(self.path, f"'{name}' has no data: it was saved from the meta device")
+                raise CheckpointError(self.path, f"{quote_name(name)} has no data: it was saved from the meta device")
         _verify(self.path, self._entries_of(tensors))
         return tensors
 
     def _entries_of(self, tensors: Mapping[str, torch.Tensor]) -> dict[StoredEntry, str]:
         """Return the entries that hold ``tensors``, and what to call them; every entry, if they are not known."""
         if self._entry_at is None:
-            return {entry: f"its entry {entry.name}" for entry in self._entries}
+            return {entry: _called(entry) for entry in self._entries}
         storages = {name: tensor.untyped_storage() for name, tensor in tensors.items()}
         return {
-            self._entry_at[storage.data_ptr()]: f"'{name}'" for name, storage in storages.items() if storage.nbytes()
+            self._entry_at[storage.data_ptr()]: quote_name(name)
+            for name, storage in storages.items()
+            if storage.nbytes()
         }
 
 
@@ -85,18 +93,22 @@ def _verified_directory(path: Path) -> list[StoredEntry]:
     except OSError as error:
         raise CheckpointError(path, f"it cannot be opened ({error.strerror})") from error
     except Exception as error:  # a damaged file can raise any of them
-        raise CheckpointError(path, f"it is damaged ({error})") from error
+        raise CheckpointError(path, f"it is damaged ({quote(error, _MAX_QUOTED)})") from error
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in listed):
         raise CheckpointError(path, "it was repacked with compression, which PyTorch cannot read")
 
     if not any(entry.checksum for entry in entries):  # written after torch.serialization.set_crc32_options(False)
         entries = [dataclasses.replace(entry, checksum=None) for entry in entries]
-    records = {entry: f"its entry {entry.name}" for entry in entries if "/data/" not in entry.name}
+    records = {entry: _called(entry) for entry in entries if "/data/" not in entry.name}
     for entry in records:
         if entry.size > _MAX_RECORD_BYTES:
-            raise CheckpointError(path, f"its entry {entry.name} has {entry.size:,} bytes, which is too many")
+            raise CheckpointError(path, f"{_called(entry)} has {entry.size:,} bytes, which is too many")
     _verify(path, records)
     return [entry for entry in entries if entry not in records and entry.size]
+
+
+def _called(entry: StoredEntry) -> str:
+    return f"its entry {quote_name(entry.name)}"
 
 
 def _verify(path: Path, entries: Mapping[StoredEntry, str]) -> None:
@@ -132,14 +144,15 @@ def _reason(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     blocked = re.search(r"[Uu]nsupported (?:global: )?(?:GLOBAL|class) ([\w.]+)", text)
     if blocked and blocked[1].startswith("torchao."):
-        return "it is quantized (torchao): use a float32, float16 or bfloat16 file"
+        return f"it is quantized (torchao): {FULL_PRECISION}"
     if blocked:
         return (
-            f"it contains Python objects ({blocked[1]}), which may run code and are not loaded: save only the tensors, "
-            "with torch.save(model.state_dict(), path)"
+            f"it contains Python objects ({quote_name(blocked[1])}), which may run code and are not loaded. Only if "
+            "you trust whoever made it, save the tensors alone: "
+            'torch.save({"model": torch.load(path, weights_only=False)["model"]}, new_path)'
         )
     reason = text.rpartition("WeightsUnpickler error: ")[2].removeprefix("Weights only load failed. ")
-    return f"it is damaged or contains more than tensors ({reason.strip().splitlines()[0]})"
+    return f"it is damaged or contains more than tensors ({quote(reason.strip().splitlines()[0], _MAX_QUOTED)})"
 
 
 def _match(storages: Iterable[torch.UntypedStorage], entries: Iterable[StoredEntry]) -> dict[int, StoredEntry] | None:
@@ -169,25 +182,54 @@ def _named_tensors(path: Path, contents: Any) -> Mapping[str, torch.Tensor]:
     """
     if not isinstance(contents, Mapping):
         raise CheckpointError(path, f"it contains a {type(contents).__name__}, not named tensors")
-    wrapper = next((name for name in _WRAPPERS if name in contents), None)
-    if wrapper is None:
-        tensors: Any = {name: value for name, value in contents.items() if name != "architecture"}
+    entry = next((name for name in _WEIGHTS if name in contents), None)
+    _check_others(path, contents, entry)
+    if entry is None:
+        tensors: Any = {
+            name: value
+            for name, value in contents.items()
+            if name != "architecture" and not isinstance(value, _BESIDE_FLAT)
+        }
         if "param_groups" in tensors:
             raise CheckpointError(path, "it is the state of an optimizer, without a model")
         if tensors and not any(isinstance(value, torch.Tensor) for value in tensors.values()):
-            entries = ", ".join(quote(name) for name in list(tensors)[:5])
+            entries = ", ".join(quote_name(name) for name in list(contents)[:5])
             raise CheckpointError(path, f"it has no entry 'model' or 'state_dict'; its entries are {entries}")
     else:
-        tensors = contents[wrapper]
+        tensors = contents[entry]
         if not isinstance(tensors, Mapping):
-            raise CheckpointError(path, f"its entry '{wrapper}' is a {type(tensors).__name__}, not named tensors")
+            raise CheckpointError(path, f"its entry '{entry}' is a {type(tensors).__name__}, not named tensors")
     for name, tensor in tensors.items():
         if not isinstance(name, str):
-            raise CheckpointError(path, f"it contains an entry named {name!r}, not named tensors")
+            raise CheckpointError(path, f"it contains an entry named {quote_name(name)}, not named tensors")
         if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
-            raise CheckpointError(path, f"{quote(name)} is a {type(tensor).__name__}, not a tensor")
+            raise CheckpointError(path, f"{quote_name(name)} is a {type(tensor).__name__}, not a tensor")
         if tensor.layout != torch.strided or tensor.is_nested:
-            raise CheckpointError(path, f"{quote(name)} is sparse or nested")
+            raise CheckpointError(path, f"{quote_name(name)} is sparse or nested")
         if tensor.is_quantized:
             raise CheckpointError(path, describe_quantized(name, tensor.dtype))
     return tensors
+
+
+def _check_others(path: Path, contents: Mapping[Any, Any], used: str | None) -> None:
+    """Warn of what may be weights beside the entry ``used``.
+
+    Raises:
+        CheckpointError: the file contains a LoRA adapter.
+    """
+    others = {name: _tensor_names(value) for name, value in contents.items() if name not in (used, "loss")}
+    others = {name: inner for name, inner in others.items() if inner}
+    adapter = describe_adapter(f"{name}.{inner}" for name, names in others.items() for inner in names)
+    if adapter:
+        raise CheckpointError(path, adapter)
+    if used and others:
+        ignored = ", ".join(map(quote_name, others))
+        logger.warning("%s also has tensors under %s. Only %r is used.", path, ignored, used)
+
+
+def _tensor_names(value: Any, depth: int = 2) -> list[str]:
+    """Return the names of the tensors in a mapping, and in the mappings in it; not those of an optimizer's state."""
+    if not isinstance(value, Mapping) or not depth:
+        return []
+    inner = [name for part in value.values() for name in _tensor_names(part, depth - 1)]
+    return [*(str(name) for name, part in value.items() if isinstance(part, torch.Tensor)), *inner]

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from .layout import Conversion, Head, Layout, Rule, only
+from .layout import CLICK_HEAD, Conversion, Head, Layout, Rule, only
 
 
 def _joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -38,14 +38,20 @@ def _with_class_row(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat([torch.zeros_like(table[:, :1]), table], dim=1)
 
 
-def _row(number: int) -> Conversion:
+def _row(number: int, rows: int) -> Conversion:
+    """Return a conversion that takes one row of a table of ``rows``."""
+
     def row(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        return only(tensors)[number : number + 1]
+        table = only(tensors)
+        if table.shape[0] != rows:
+            raise ValueError(f"it has {table.shape[0]} rows, expected {rows}")
+        return table[number : number + 1]
 
     return row
 
 
-_CLICK_HEAD = r"inst_interactive_predictor\.model\."
+_CLICK_HEAD = re.escape(CLICK_HEAD)
+_POINT_LABELS = 4
 
 
 def _attention(ours: str, theirs: str, output: str = "o_proj") -> tuple[Rule, ...]:
@@ -224,9 +230,9 @@ _CLICKS = (
         Rule(
             rf"{_PROMPT_ENCODER[0]}point_embeddings\.{number}\.weight",
             ("tracker_model.prompt_encoder.point_embed.weight",),
-            _row(number),
+            _row(number, _POINT_LABELS),
         )
-        for number in range(4)
+        for number in range(_POINT_LABELS)
     ),
     *_renamed(
         _PROMPT_ENCODER,
@@ -288,7 +294,7 @@ TRANSFORMERS = Layout(
     mark=r"(detector_model\.|tracker_model\.|vision_encoder\.backbone\.|detr_(en|de)coder\.)",
     prefixes=(*_TRANSFORMERS_PREFIXES, ("", "detector_model.")),
     detector=Head(
-        mark=r"detector_model\.(detr_encoder|detr_decoder|geometry_encoder|dot_product_scoring|text_encoder)\.",
+        mark=r"detector_model\.(detr_encoder|detr_decoder|geometry_encoder|dot_product_scoring)\.",
         neck=r"detector_model\.vision_encoder\.neck\..*",
     ),
     click_head=Head(mark=r"tracker_model\.(prompt_encoder|mask_decoder)\.", neck=r"tracker_neck\..*"),

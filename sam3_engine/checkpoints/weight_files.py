@@ -12,9 +12,7 @@ from typing import Protocol
 import torch
 
 from ..errors import CheckpointError
-from .foreign_files import describe_bytes
 from .safetensors_files import SafetensorsFile, ShardedFile, find_index
-from .safetensors_headers import INDEX_SUFFIX, is_safetensors
 from .torch_archives import TorchArchive, is_torch_archive
 
 
@@ -50,16 +48,11 @@ def open_weight_file(path: Path) -> WeightFile:
     Raises:
         CheckpointError: the file cannot be read, is damaged or is not a weight file; the message says what it is.
     """
-    if path.name.endswith(INDEX_SUFFIX):
-        return ShardedFile(path, path)
+    index = find_index(path)
+    if index:
+        return ShardedFile(path, index)
     try:
-        with path.open("rb") as file:
-            head = file.read(16)
-        if is_torch_archive(path):
-            return TorchArchive(path)
-        if not is_safetensors(head):
-            raise CheckpointError(path, describe_bytes(path) or "it is another kind of file, or an incomplete download")
+        is_archive = is_torch_archive(path)
     except OSError as error:
         raise CheckpointError(path, f"it cannot be opened ({error.strerror})") from error
-    index = find_index(path)
-    return ShardedFile(path, index) if index else SafetensorsFile(path)
+    return TorchArchive(path) if is_archive else SafetensorsFile(path)

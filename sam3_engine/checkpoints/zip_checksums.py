@@ -43,7 +43,7 @@ def stored_entry(file: IO[bytes], entry: zipfile.ZipInfo) -> StoredEntry:
     file.seek(entry.header_offset)
     header = file.read(_LOCAL_HEADER_BYTES)
     if len(header) < _LOCAL_HEADER_BYTES or not header.startswith(_LOCAL_HEADER):
-        raise zipfile.BadZipFile(f"its entry {entry.filename} is damaged")
+        raise zipfile.BadZipFile("an entry is damaged")
     lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")  # of name and extra
     offset = entry.header_offset + _LOCAL_HEADER_BYTES + lengths
     return StoredEntry(entry.filename, offset, entry.file_size, entry.CRC)
