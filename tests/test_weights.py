@@ -25,6 +25,11 @@ TUNED = "someone/tuned.SAM-3_v2"
 INDEX = f"{TUNED}/fp16/model.safetensors.index.json"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 TOKEN = "hf_aTokenThatNobodyMaySee"
+REQUESTS = [
+    "HEAD",
+    "HEAD",
+    "GET",
+]  # for one file: find_checkpoint() itself sends the first, to see whether a hub answers
 
 
 class Denial(NamedTuple):
@@ -286,30 +291,61 @@ def test_the_cache_is_used_without_a_request_to_the_hub(machine, hub):
 
 def test_the_file_is_downloaded_if_it_is_not_on_this_machine(machine, hub):
     assert machine.find_checkpoint().path.read_bytes() == PUBLISHED
-    assert [request.method for request in hub.requests] == ["HEAD", "GET"]
+    assert [request.method for request in hub.requests] == REQUESTS
 
 
 # A file named by the user
 
 
-@pytest.mark.parametrize("written", ["~/mine.pt", "  {home}/mine.pt\t", " ~/mine.pt\n"])
-def test_a_path_may_begin_with_a_tilde_and_have_surrounding_spaces(machine, written):
+def test_a_path_may_begin_with_a_tilde_and_have_spaces_and_quotation_marks_around_it(machine):
     named = write(machine.home / "mine.pt")
+    ways = ["~/mine.pt", f"  {named}\t", " ~/mine.pt\n", f'"{named}"', f" '{named}' ", '" ~/mine.pt"']
 
-    assert machine.find_checkpoint(written.format(home=machine.home)).path == named
+    assert [outcome.path for outcome in machine.find_checkpoints(ways)] == [named] * len(ways)
 
 
-# relative paths: messages shorten long ones, and the path of a temporary folder may be long
-@pytest.mark.parametrize(("named", "reason"), [("absent/mine.pt", "no such file"), ("runs", "a folder")])
-def test_a_path_that_is_not_a_file_is_refused(machine, hub, named, reason):
+def test_quotation_marks_around_nothing_are_blank(machine):
+    assert machine.find_checkpoint('""').path == machine.find_checkpoint().path
+
+
+def test_a_missing_file_is_refused_with_the_path_that_was_looked_for(machine, hub):
     write(machine.beside_the_plugin)
-    (machine.working_directory / "runs").mkdir()
+    here = machine.working_directory
+    looked_for = {
+        " absent/mine.pt ": f" (looked for '{here}/absent/mine.pt')",
+        "absent.pt": f" (looked for '{here}/absent.pt')",
+        "./a/b/absent.pt": f" (looked for '{here}/a/b/absent.pt')",
+        "~/absent.pt": f" (looked for '{machine.home}/absent.pt')",
+        f"{here}/absent.pt": "",
+    }
 
-    outcome = machine.find_checkpoint(f" {named} ")
+    outcomes = machine.find_checkpoints(list(looked_for))
 
-    assert outcome.error == "WeightFileError"
-    assert f"weights = '{named}'" in outcome.message
-    assert reason in outcome.message
+    for (typed, place), outcome in zip(looked_for.items(), outcomes, strict=True):
+        assert outcome.error == "WeightFileError"
+        start = f"weights = '{typed.strip()}': there is no such file{place}; expected a SAM 3 checkpoint"
+        assert outcome.message.startswith(start)
+    assert hub.requests == []
+
+
+def test_a_folder_is_refused_with_the_weight_files_in_it(machine, hub):
+    here = machine.working_directory
+    (here / "empty").mkdir()
+    for name in ("config.json", "sam3.pt", "model.safetensors"):
+        write(here / "clone" / name)
+    write(here / "sharded" / "model.safetensors.index.json")
+    write(here / "facebook" / "sam3" / "sam3.pt")
+
+    outcomes = machine.find_checkpoints(["empty", "clone/", f"{here}/sharded", "facebook/sam3"])
+
+    assert {outcome.error for outcome in outcomes} == {"WeightFileError"}
+    assert [outcome.message.partition(": ")[2] for outcome in outcomes] == [
+        "this is a folder; expected a SAM 3 checkpoint.",
+        f"this is a folder; expected a SAM 3 checkpoint, such as '{here}/clone/model.safetensors' or "
+        f"'{here}/clone/sam3.pt'.",
+        f"this is a folder; expected a SAM 3 checkpoint, such as '{here}/sharded/model.safetensors.index.json'.",
+        f"this is a folder; expected a SAM 3 checkpoint, such as '{here}/facebook/sam3/sam3.pt'.",
+    ]
     assert hub.requests == []
 
 
@@ -343,7 +379,7 @@ def test_a_download_carries_the_token(machine, hub, logged_in):
         machine.find_checkpoint(HF_TOKEN=TOKEN)
 
     carried = [(request.method, request.headers.get("authorization")) for request in hub.requests]
-    assert carried == [("HEAD", f"Bearer {TOKEN}"), ("GET", f"Bearer {TOKEN}")]
+    assert carried == [(method, f"Bearer {TOKEN}") for method in REQUESTS]
 
 
 def test_a_download_shows_its_progress_on_stderr(machine):
@@ -526,14 +562,58 @@ def test_the_token_is_in_no_message(machine, hub, denial):
 )
 def test_the_official_repositories_are_known_by_name(machine, hub, repository, name, size):
     write(machine.beside_the_plugin)
-    (machine.working_directory / "facebook").mkdir()
     content = hub.files[f"{repository}/{name}"] = random.Random(5).randbytes(1000)
 
     outcome = machine.find_checkpoint(f" {repository}\n")
 
     assert outcome.path.read_bytes() == content
-    assert [request.method for request in hub.requests] == ["HEAD", "GET"]
+    assert [request.method for request in hub.requests] == REQUESTS
+    assert f"Looking for {name} of {repository} on Hugging Face." in outcome.stderr
     assert f"Downloading {name} from {repository} ({size}, once)." in outcome.stderr
+
+
+def test_a_folder_without_weights_does_not_hide_an_official_name(machine, hub):
+    hub.files["facebook/sam3/model.safetensors"] = b"transformers"
+    write(machine.working_directory / "facebook" / "sam3" / "README.md")
+
+    official, file = machine.find_checkpoints(["facebook/sam3", "facebook/sam3/model.safetensors"])
+
+    assert official.path.read_bytes() == PUBLISHED
+    assert file.path.read_bytes() == b"transformers"
+
+
+def test_an_official_name_may_be_written_in_other_ways(machine, hub):
+    cached = fill_cache(machine, hub, "facebook/sam3")
+    address = "https://huggingface.co/facebook/sam3"
+    ways = ["Facebook/SAM3", "facebook/sam3/", "'facebook/sam3'", "FACEBOOK/sam3/sam3.pt", "hf://facebook/sam3"]
+    ways += [address, f"{address}/", f"{address}/tree/main", f"{address}/blob/main/sam3.pt"]
+
+    assert {outcome.path for outcome in machine.find_checkpoints(ways)} == {cached}
+    assert hub.requests == []
+
+
+def test_the_address_of_a_file_is_a_name(machine, hub):
+    hub.files[f"{TUNED}/a b/model.pt"] = b"tuned"
+    address = f"https://huggingface.co/{TUNED}"
+    ways = [f"{address}/blob/main/a%20b/model.pt", f"{address}/resolve/main/a%20b/model.pt?download=true"]
+
+    outcomes = machine.find_checkpoints([*ways, f"hf://{TUNED}/a b/model.pt", f"{TUNED}/a b/model.pt"])
+
+    assert len({outcome.path for outcome in outcomes}) == 1
+    assert outcomes[0].path.read_bytes() == b"tuned"
+    assert len(hub.gets) == 1
+
+
+def test_an_address_that_cannot_be_used_is_refused_without_a_request(machine, hub):
+    other = f"https://huggingface.co/{TUNED}/blob/0123abc/model.pt"
+    revision, *elsewhere = machine.find_checkpoints([other, "https://example.com/a/b/c.pt", "file:///data/sam3.pt"])
+
+    assert revision.message == (
+        f"weights = '{other}': the revision '0123abc' cannot be named; expected an address with main."
+    )
+    for outcome in elsewhere:
+        assert "': this is not the address of a file in a repository on Hugging Face; expected " in outcome.message
+    assert hub.requests == []
 
 
 def test_a_name_in_the_cache_is_used_without_a_request_to_the_hub(machine, hub):
@@ -582,8 +662,11 @@ def test_a_mistyped_path_in_an_existing_folder_is_not_looked_up_on_the_hub(machi
     outcome = machine.find_checkpoint("models/sam/3.pt")
 
     assert outcome.error == "WeightFileError"
-    assert "weights = 'models/sam/3.pt': there is no such file" in outcome.message
-    assert "there is a folder 'models' here" in outcome.message
+    here = machine.working_directory
+    assert (
+        f"weights = 'models/sam/3.pt': there is no such file (looked for '{here}/models/sam/3.pt')" in outcome.message
+    )
+    assert f"It is not looked up on Hugging Face, because the folder '{here}/models' exists." in outcome.message
     assert hub.requests == []
 
 
@@ -603,14 +686,8 @@ NOT_NAMES = [
     "models/a/.pt/",
     "a--b/c/d.pt",
     "my models/a/b.pt",
-    "models/a/b.onnx",
-    "models/a/b",
     "models/b.pt",
-    "facebook/sam4",
-    "facebook/sam3/",
-    "Facebook/SAM3",
     "sam3.pt",
-    "https://huggingface.co/facebook/sam3/resolve/main/sam3.pt",
 ]
 
 
@@ -625,6 +702,21 @@ def test_what_does_not_look_like_a_name_is_a_path(machine, hub):
     assert [name for name in NOT_NAMES if name not in hinted] == ["/nowhere/a/b.pt", "~/models/a/b.pt"]
 
 
+def test_an_incomplete_name_is_refused_with_what_is_missing(machine, hub):
+    repositories, others = ["Comfy-Org/sam3.1", "facebook/sam4"], ["models/a/b.gguf", "models/a/b.onnx", "models/a/b"]
+
+    outcomes = machine.find_checkpoints([*repositories, *others])
+
+    assert {outcome.error for outcome in outcomes} == {"WeightFileError"}
+    for name, outcome in zip(repositories, outcomes[:2], strict=True):
+        hint = f", or a name on Hugging Face with the file in the repository: {name}/file.safetensors."
+        assert outcome.message.endswith(hint)
+    for outcome in outcomes[2:]:
+        assert " a name on Hugging Face that ends in .pt, .pth, .ckpt, .bin, .safetensors or " in outcome.message
+        assert outcome.message.endswith("; other formats, such as GGUF, are not supported.")
+    assert hub.requests == []
+
+
 @pytest.mark.parametrize("token", ["", TOKEN], ids=["no-token", "token"])
 def test_a_name_that_the_hub_does_not_have_may_be_a_mistyped_path(machine, hub, token):
     hub.files[f"{TUNED}/model.pt"] = b""
@@ -632,7 +724,11 @@ def test_a_name_that_the_hub_does_not_have_may_be_a_mistyped_path(machine, hub, 
     no_repository, no_file = machine.find_checkpoints(["networks/sam/3.pt", f"{TUNED}/other.pt"], HF_TOKEN=token)
 
     assert no_repository.error == no_file.error == "WeightFileError"
-    assert "weights = 'networks/sam/3.pt': there is no such file on this machine" in no_repository.message
+    here = machine.working_directory
+    assert (
+        "weights = 'networks/sam/3.pt': there is no such file on this machine "
+        f"(looked for '{here}/networks/sam/3.pt'), and the Hugging Face hub has no repository networks/sam"
+    ) in no_repository.message
     assert "has no repository networks/sam, or it is private" in no_repository.message
     assert "`hf auth login`" in no_repository.message
     assert f"weights = '{TUNED}/other.pt': there is no such file on this machine" in no_file.message
@@ -685,13 +781,17 @@ def test_a_name_that_cannot_be_looked_up_says_what_to_download(machine, hub, obs
     file, official, index = machine.find_checkpoints([f"{TUNED}/runs/m.pt", "facebook/sam3", INDEX], **environment)
 
     said = "HTTP 503 for runs/m.pt" if obstacle == "server error" else "The Hugging Face hub cannot be reached"
-    assert file.message.startswith(f"There is no file '{TUNED}/runs/m.pt' on this machine. The Hugging Face hub ")
+    assert file.message.startswith(
+        f"There is no file '{machine.working_directory}/{TUNED}/runs/m.pt' on this machine, so it was looked up as a "
+        "name on Hugging Face. The Hugging Face hub "
+    )
     assert said in file.message
     assert official.message.startswith("The Hugging Face hub ")
-    assert_says_what_to_download(file, f"runs/m.pt from https://huggingface.co/{TUNED}")
+    assert_says_what_to_download(file, "runs/m.pt")  # the name may be a mistyped path: no address is made up of it
     assert_says_what_to_download(official, "sam3.pt from https://huggingface.co/facebook/sam3")
     files = "fp16/model.safetensors.index.json and the files that it names, into one folder,"
-    assert_says_what_to_download(index, f"{files} from https://huggingface.co/{TUNED}")
+    assert_says_what_to_download(index, files)
+    assert ("Retrying in" in file.stderr) == (obstacle == "server error")
 
 
 def test_invalid_network_settings_do_not_matter_for_paths(machine, hub):
