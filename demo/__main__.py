@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from sam3_engine.errors import quote
+from sam3_engine.errors import ImageError, quote
 from sam3_engine.fitting import fit_prompt
 from sam3_engine.prompts import ConceptPrompt, GeometricPrompt, Prompt
 from sam3_engine.settings import Settings
@@ -154,7 +154,7 @@ def _read(file: str) -> np.ndarray:
         return pictures.read(Path(os.path.expanduser(file)))
     except FileNotFoundError as error:
         raise SystemExit(f"image = {quote(file)}: there is no such file; expected a picture.") from error
-    except (OSError, PIL.Image.DecompressionBombError) as error:
+    except (OSError, ImageError, PIL.Image.DecompressionBombError) as error:
         raise SystemExit(f"image = {quote(file)}: {error}; expected a picture.") from error
 
 

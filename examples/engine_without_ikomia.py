@@ -8,10 +8,10 @@ import sys
 import numpy as np
 from PIL import Image
 
-from sam3_engine import ConceptPrompt, GeometricPrompt, Options, label_map, open_predictor
+from sam3_engine import ConceptPrompt, GeometricPrompt, Options, label_map, open_predictor, read_image
 
-image = Image.open(sys.argv[1]).convert("RGB")
-width, height = image.size
+image = read_image(sys.argv[1])
+height, width = image.shape[:2]
 
 predictor = open_predictor()  # finds the weights, or downloads them
 

@@ -34,7 +34,8 @@ def main() -> None:
         _check_folders(source, output)
         if not os.environ.get("RAY_ADDRESS"):
             find_weights(settings)  # download them here, not in every worker at once
-        check_same_run(output, {"input": arguments.input, **_recorded_parameters(settings)})
+        parameters = {"input": arguments.input, **_recorded_parameters(settings)}
+        check_same_run(output, parameters, defaults=_recorded_parameters(Settings()))
     except (OSError, ValueError, WeightsError) as error:
         raise SystemExit(str(error)) from error
     start_ray(arguments.workers[1] * (arguments.cpus_per_worker or 1))

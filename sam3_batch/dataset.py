@@ -45,8 +45,13 @@ def recorded_paths(output: Folder) -> set[str]:
     return set(open_dataset(output).to_table(columns=["path"])["path"].to_pylist())
 
 
-def check_same_run(output: Folder, parameters: Mapping[str, Any]) -> None:
+def check_same_run(output: Folder, parameters: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Check that an output folder belongs to a run with the same parameters; claim it if it belongs to none.
+
+    Args:
+        output: folder of the dataset.
+        parameters: of this run.
+        defaults: values of parameters that an earlier version did not have yet.
 
     Raises:
         ValueError: the folder holds the results of a run with other parameters.
@@ -54,7 +59,7 @@ def check_same_run(output: Folder, parameters: Mapping[str, Any]) -> None:
     if not output.exists("run.json"):
         output.write("run.json", json.dumps(parameters, indent=2).encode())
         return
-    earlier = json.loads(output.read("run.json"))
+    earlier = {**defaults, **json.loads(output.read("run.json"))}
     different = [f"{name} = {earlier.get(name)!r}" for name in parameters if earlier.get(name) != parameters[name]]
     if different:
         raise ValueError(

@@ -20,7 +20,7 @@ class PackedInstance:
 
     Attributes:
         label: phrase that found it, or "object".
-        score: 0..1.
+        score: as in :class:`~sam3_engine.segments.Segment`.
         box: left, top, right, bottom of the mask in pixels; all 0 if the mask is empty.
         bits: the mask inside the box, row by row, as ``numpy.packbits`` packs it.
     """
@@ -36,7 +36,7 @@ class PackedInstance:
 
         Args:
             label: phrase that found the instance.
-            score: 0..1.
+            score: as in :class:`~sam3_engine.segments.Segment`.
             box: left, top, right, bottom of the mask in whole pixels.
             mask: (H, W) bool, or uint8 with values 0 and 1.
         """

@@ -5,7 +5,6 @@ Each step takes a table and returns one with a row for each image.
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 import pyarrow as pa
 
 from sam3_engine import CheckpointError, ImageError
-from sam3_engine.images import as_rgb8, pixels_of
+from sam3_engine.image_files import read_image
 from sam3_engine.prompt_strings import ChosenPrompt
 from sam3_engine.settings import Settings
 from sam3_engine.weights import find_checkpoint
@@ -47,8 +45,7 @@ def decode_images(paths: pa.Table, source: Folder) -> pa.Table:
 
 def _decode_image(path: str, source: Folder) -> dict[str, Any]:
     try:
-        with PIL.Image.open(io.BytesIO(source.read(path))) as image:
-            rgb = as_rgb8(pixels_of(PIL.ImageOps.exif_transpose(image)))
+        rgb = read_image(source.read(path))
     except PIL.UnidentifiedImageError:
         return {"path": path, "error": "unknown image format, or truncated file"}
     except Exception as error:  # decoders and file systems raise exceptions of any kind
@@ -90,11 +87,13 @@ class Segmenter:
             keep_pixels: whether to keep the column ``pixels`` in the result.
 
         Raises:
-            ValueError, WeightsError, CheckpointError: the weights cannot be found or used.
+            ValueError, WeightsError, CheckpointError: the weights cannot be found or used, or do not answer the prompt.
         """
         self._predictor = settings.open_predictor(_WEIGHTS_FOLDER)
         self._settings = settings
         self._prompt = choose_prompt(settings)
+        with self._prompt.naming_arguments():
+            self._predictor.check_answers(self._prompt.prompt)
         self._keep_pixels = keep_pixels
 
     def __call__(self, images: pa.Table) -> pa.Table:
@@ -121,10 +120,11 @@ class Segmenter:
             image: (H, W, 3) uint8 RGB.
 
         Raises:
-            ValueError: the prompt does not fit the image, or the checkpoint does not answer it.
+            ValueError: the prompt does not fit the image.
         """
+        fitted = self._prompt.fit(image.shape[1], image.shape[0])
         with self._prompt.naming_arguments():
-            return self._predictor.predict(image, self._prompt.prompt, self._settings.options)
+            return self._predictor.predict(image, fitted, self._settings.options)
 
     def _segment_row(self, row: dict[str, Any], pixels: pa.LargeBinaryScalar) -> dict[str, Any]:
         if row["error"] is not None:

@@ -26,6 +26,7 @@ from sam3_engine.options import Options
 from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import ConceptPrompt
 from sam3_engine.segments import Segment, bounding_box, label_map, masks_of
+from testbed.layout_files import as_fine_tuned, read_contents, write_torch
 from testbed.plugin import REPOSITORY
 from testbed.scenes import draw_scene
 
@@ -123,10 +124,18 @@ def test_unfinished_files_are_not_part_of_the_dataset(tmp_path, instances):
 
 def test_an_output_folder_accepts_one_set_of_parameters(tmp_path):
     output = Folder(str(tmp_path / "new"))
-    check_same_run(output, {"input_text": "shoe", "input": "photos"})
-    check_same_run(output, {"input_text": "shoe", "input": "photos"})
+    check_same_run(output, {"input_text": "shoe", "input": "photos"}, {})
+    check_same_run(output, {"input_text": "shoe", "input": "photos"}, {})
     with pytest.raises(ValueError, match="holds the results of another run, with input_text = 'shoe': choose another"):
-        check_same_run(output, {"input_text": "hat", "input": "photos"})
+        check_same_run(output, {"input_text": "hat", "input": "photos"}, {})
+
+
+def test_a_run_of_an_earlier_version_continues_with_the_defaults_of_newer_parameters(tmp_path):
+    output, defaults = Folder(str(tmp_path / "new")), {"input_text": "", "min_region_percent": "0.0"}
+    check_same_run(output, {"input_text": "shoe"}, {"input_text": ""})
+    check_same_run(output, {"input_text": "shoe", "min_region_percent": "0.0"}, defaults)
+    with pytest.raises(ValueError, match=r"of another run, with min_region_percent = '0\.0': choose another"):
+        check_same_run(output, {"input_text": "shoe", "min_region_percent": "1.0"}, defaults)
 
 
 @pytest.mark.parametrize(("other", "contained"), [("a", True), ("a/b", True), ("ab", False), (".", False)])
@@ -174,6 +183,17 @@ def test_a_file_that_is_not_a_checkpoint_ends_the_run_with_its_error(scenes, tmp
     assert process.returncode == 1
     assert "bad.pt is not a usable SAM 3 checkpoint" in said
     assert "Traceback" not in said
+
+
+def test_a_checkpoint_that_does_not_answer_the_prompt_ends_the_run_without_rows(scenes, shapes_checkpoint, tmp_path):
+    contents = read_contents(shapes_checkpoint)
+    tuned = write_torch(tmp_path / "tuned.pt", as_fine_tuned(contents.tensors), contents.architecture)
+    process = command(scenes, tmp_path / "out", "--input_point", "[[20, 20], [30, 30]]", "--model_weight_file", tuned)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "input_point = '[[20, 20], [30, 30]]': tuned.pt is a SAM 3 detector without click head. " in said
+    assert "Traceback" not in said
+    assert recorded_paths(Folder(str(tmp_path / "out"))) == set()
 
 
 def test_results_inside_the_image_folder_are_rejected(tmp_path, shapes_checkpoint):

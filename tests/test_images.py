@@ -1,14 +1,24 @@
 """How images of every kind are converted to 8-bit RGB, and which images are refused."""
 
+import io
 from fractions import Fraction
 
+import ikomia  # noqa: F401 - adds the cv2 that it ships to the path
+
+# isort: split
+import cv2
 import numpy as np
+import PIL.Image
+import PIL.ImageCms
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sam3_engine.errors import ImageError
-from sam3_engine.images import as_rgb8
+from sam3_engine import ConceptPrompt, ImageError, Predictor, open_predictor
+from sam3_engine.images import as_rgb8, pixels_of
+from testbed.plugin import REPOSITORY
+from testbed.scenes import iou
 
 # overflows and invalid casts raise this warning
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
@@ -132,7 +142,7 @@ def test_int8_without_negative_values_is_read_as_8_bit():
     [
         ([0, 0.25, 0.5, 1], 1),
         ([0.125, 0.75], 1),
-        ([0, 1.5, 2], 255),
+        ([0, 1.5, 20], 255),
         ([0, 1, 100.25, 255], 255),
         ([200, 254.5], 255),
         ([-0.0, 1.0], 1),
@@ -149,7 +159,7 @@ def test_floats_within_0_to_1_or_0_to_255_are_read_on_that_scale(dtype, values, 
         ("i2", [-5, 0, 5]),
         ("i2", [-32768, -1, 0, 12345, 32767]),
         ("i2", [-300, -200, -10]),
-        ("i4", [-1, 0, 70000]),
+        ("i4", [-10000, 0, 70000]),
         ("i4", [-(2**31), -1, 0, 2**30, 2**31 - 1]),
         ("i4", [-(10**9) - 33, -(10**9) - 32, -(10**9) - 31]),
         ("i4", [-(2**31), -(2**31) + 100, -(2**31) + 255]),
@@ -252,7 +262,8 @@ def values_of(dtype: str) -> st.SearchStrategy:
 @given(data=st.data())
 def test_any_image_with_negative_values_is_stretched(dtype, data):
     values = data.draw(st.lists(values_of(dtype), max_size=5))
-    image = np.array([[*values, -1]], dtype)
+    lowest = -max([1, *map(abs, values)])  # less may be the overshoot of a resize
+    image = np.array([[*values, lowest]], dtype)
     black, white = image.min().item(), image.max().item()
     if black == white:
         assert not as_rgb8(image).any()
@@ -362,3 +373,195 @@ def test_nan_and_infinity_together_are_refused():
 
 def test_an_image_error_is_a_value_error():
     assert issubclass(ImageError, ValueError)
+
+
+# --- the scale of floats
+
+
+@pytest.fixture(scope="module")
+def shapes_predictor(shapes_checkpoint) -> Predictor:
+    return open_predictor(shapes_checkpoint, cuda=False)
+
+
+@pytest.fixture(scope="module")
+def scene() -> np.ndarray:
+    """Return the demo's scene (360, 480, 3) uint8 with its five shapes."""
+    with PIL.Image.open(REPOSITORY / "images" / "scene.png") as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def enlarged(image: np.ndarray) -> np.ndarray:
+    return cv2.resize(image, None, fx=1.7, fy=1.7, interpolation=cv2.INTER_CUBIC)
+
+
+def with_one_pixel(image: np.ndarray, value: float) -> np.ndarray:
+    image = image.copy()
+    image[7, 11] = value
+    return image
+
+
+def with_highlights(image: np.ndarray) -> np.ndarray:
+    """Return a picture in linear light: a bright strip, and in it a lamp."""
+    image = image.copy()
+    image[:30] *= 20
+    image[4:8, 200:204] = 1e4
+    return image
+
+
+def dark_with_one_pixel(image: np.ndarray, value: float) -> np.ndarray:
+    return with_one_pixel(image * np.float32(0.08), value)
+
+
+FLOAT_SCENES = {
+    "brightest value 1.0001": lambda image: with_one_pixel(image, 1.0001),
+    "cubic enlargement": enlarged,
+    "a highlight of 1.5": lambda image: with_one_pixel(image, 1.5),
+    "a defective pixel of 200": lambda image: with_one_pixel(image, 200),
+    "a defective pixel of -1000": lambda image: with_one_pixel(image, -1000),
+    "highlights far above 1": with_highlights,
+    "nearly all values above 1": lambda image: 3 * image,
+    "nearly all values above 1, and the sun": lambda image: with_one_pixel(4 * image, 1e4),
+    "nearly all values below 0.1, and a highlight of 1.5": lambda image: dark_with_one_pixel(image, 1.5),
+    "counts of 12 bits": lambda image: np.rint(4095 * image),
+    "0 to 255, cubic enlargement": lambda image: enlarged(255 * image),
+    "0 to 255, a defective pixel of 10,000": lambda image: with_one_pixel(255 * image, 1e4),
+    "normalized": lambda image: (image - 0.45) / 0.225,
+    "0 to 65535, a defective pixel": lambda image: with_one_pixel(65535 * image, 1e9),
+}
+
+
+@pytest.mark.parametrize("kind", FLOAT_SCENES)
+def test_one_pixel_does_not_decide_the_scale_of_floats(kind, scene, shapes_predictor):
+    image = FLOAT_SCENES[kind](scene.astype(np.float32) / 255)
+    segments = shapes_predictor.predict(image, ConceptPrompt(("shape",)))
+    expected = shapes_predictor.predict(scene, ConceptPrompt(("shape",)))
+    assert len(segments) == len(expected) == 5
+    found = [cv2.resize(segment.mask.astype(np.uint8), scene.shape[1::-1]) for segment in segments]
+    for segment in expected:
+        assert max(iou(mask > 0, segment.mask) for mask in found) > 0.9
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("brightest", [2, 3, 8])
+def test_a_nearly_black_picture_of_whole_numbers_stays_as_dark(dtype, brightest, scene):
+    dark = np.rint(scene * (brightest / 255)).astype(np.uint8)
+    np.testing.assert_array_equal(as_rgb8(dark.astype(dtype)), dark)
+
+
+def test_a_nearly_black_picture_from_0_to_255_stays_as_dark_with_a_defective_pixel(scene):
+    dark = (scene * (12 / 255)).astype(np.float32)
+    result = as_rgb8(with_one_pixel(dark, 300))
+    np.testing.assert_array_equal(np.delete(result, 7, axis=0), np.delete(np.rint(dark), 7, axis=0))
+    assert result[7, 11].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("scale", [1, 255])
+@settings(max_examples=60, deadline=None)
+@given(value=values_of("f4"))
+def test_no_value_of_one_pixel_changes_the_others(scale, scene, value):
+    image = scene[::4, ::4].astype(np.float32) * np.float32(scale / 255)
+    result = as_rgb8(with_one_pixel(image, value)).copy()
+    result[7, 11] = scene[28, 44]
+    np.testing.assert_array_equal(result, scene[::4, ::4])
+
+
+@pytest.mark.parametrize("scale", [1, 255])
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_floats_that_exceed_their_scale_a_little_are_clipped(dtype, scale, scene):
+    image = scene.astype(dtype) * (scale / 255)
+    image[0, :10], image[1, :10] = 1.05 * scale, -0.05 * scale
+    clipped = scene.copy()
+    clipped[0, :10], clipped[1, :10] = 255, 0
+    np.testing.assert_array_equal(as_rgb8(image), clipped)
+
+
+# --- the scale of integers
+
+
+@pytest.mark.parametrize("dtype", ["u2", "i2", "u4", "i8"])
+@pytest.mark.parametrize("bits", [8, 10, 12])
+def test_hot_pixels_do_not_decide_the_scale_of_integers(dtype, bits, scene):
+    image = np.rint(scene[::4, ::4] * ((2**bits - 1) / 255)).astype(dtype)
+    for value in (np.iinfo(dtype).min, np.iinfo(dtype).max, 2 ** (bits + 1), 2 ** (bits + 2) - 1):
+        result = as_rgb8(with_one_pixel(image, value)).copy()
+        result[7, 11] = scene[28, 44]
+        np.testing.assert_array_equal(result, scene[::4, ::4])
+
+
+@pytest.mark.parametrize("dtype", ["u2", "i2"])
+def test_the_overshoot_of_a_resize_does_not_decide_the_scale_of_integers(dtype, scene):
+    image = enlarged(np.rint(scene * (4095 / 255)).astype(dtype))
+    assert image.max() > 4095
+    assert np.abs(as_rgb8(image).astype(int) - enlarged(scene)).max() <= 1
+
+
+def test_a_dark_picture_with_highlights_of_every_brightness_keeps_its_depth():
+    image = np.full((100, 100), 1000, np.uint16)
+    image[0, :9] = 1200 * 1.6 ** np.arange(9)
+    assert as_rgb8(image)[50, 50].tolist() == [4, 4, 4]
+
+
+# --- PIL images
+
+
+PICTURE = np.random.default_rng(3).integers(0, 256, (8, 12, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"]
+)
+def test_8_bit_pil_images_look_as_in_rgb(mode):
+    opaque = PIL.Image.fromarray(PICTURE).convert({"La": "LA", "RGBa": "RGBA"}.get(mode, mode))
+    result = as_rgb8(pixels_of(opaque.convert(mode)))
+    np.testing.assert_array_equal(result, np.asarray(opaque.convert("RGB")))
+
+
+@pytest.mark.parametrize(
+    ("mode", "dtype"),
+    [("I;16", "<u2"), ("I;16L", "<u2"), ("I;16B", ">u2"), ("I;16N", "=u2"), ("I", "=i4"), ("F", "=f4")],
+)
+def test_deep_pil_images_keep_their_values(mode, dtype):
+    picture = PICTURE[:, :, 0]
+    values = (picture / 255 if mode == "F" else picture.astype(int) * 257).astype(dtype)
+    image = PIL.Image.frombytes(mode, (12, 8), values.tobytes())
+    np.testing.assert_array_equal(as_rgb8(pixels_of(image))[:, :, 0], picture)
+
+
+def test_lab_pil_images_are_converted():
+    to_lab = PIL.ImageCms.buildTransform(
+        PIL.ImageCms.createProfile("sRGB"), PIL.ImageCms.createProfile("LAB"), "RGB", "LAB"
+    )
+    image = PIL.ImageCms.applyTransform(PIL.Image.fromarray(PICTURE), to_lab)
+    assert np.abs(as_rgb8(pixels_of(image)).astype(int) - PICTURE).mean() < 2  # LAB has fewer colors
+
+
+def opened_tiff(values: np.ndarray, **options) -> PIL.Image.Image:
+    file = io.BytesIO()
+    tifffile.imwrite(file, values, **options)
+    return PIL.Image.open(file)
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_pil_images_that_are_reduced_to_8_bits_are_read_or_refused(bits):
+    values = np.rint(PICTURE * ((2**bits - 1) / 255)).astype(np.uint16)
+    image = opened_tiff(values, photometric="rgb")
+    if bits == 16:
+        assert np.abs(as_rgb8(pixels_of(image)).astype(int) - PICTURE).max() <= 1
+    else:
+        with pytest.raises(ImageError, match="nearly black .* read_image"):
+            pixels_of(image)
+
+
+@pytest.mark.parametrize(
+    ("values", "photometric"),
+    [
+        (PICTURE[:, :, 0].astype(np.uint16) * 257, "miniswhite"),
+        (PICTURE[:, :, 0].astype(np.uint32) * 0x1010101, "minisblack"),
+        (PICTURE[:, :, 0].view(np.int8), "minisblack"),
+    ],
+)
+def test_pil_images_that_pillow_misreads_are_refused(values, photometric):
+    image = opened_tiff(values, photometric=photometric)
+    for _ in range(2):  # before and after it is loaded
+        with pytest.raises(ImageError, match="Pillow misreads .* read_image"):
+            pixels_of(image)
