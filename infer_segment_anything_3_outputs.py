@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import colorsys
+import contextlib
 import itertools
 import logging
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from ikomia import dataprocess
 
-from .sam3_engine.prompts import ConceptPrompt, GeometricPrompt, Prompt
+from .infer_segment_anything_3_output_types import ImageOutput, MaskOutput, ObjectsOutput
+from .infer_segment_anything_3_saving import VideoFolders, name_files, save_nothing
+from .sam3_engine.errors import ImageError
+from .sam3_engine.images import as_rgb8
+from .sam3_engine.prompts import PHRASES_EXPECTED, ConceptPrompt, GeometricPrompt, Prompt, is_plain_phrase
 
 if TYPE_CHECKING:
     from .sam3_engine import Segment
@@ -25,26 +29,69 @@ Colour = list[int]  # [r, g, b], 0..255
 
 _BACKGROUND_COLOUR = [0, 0, 0]
 _GOLDEN_ANGLE = 0.618034  # of a full turn: in steps of this size, neighboring hues differ most
+_SATURATIONS = (1.0, 0.65, 0.85, 1.0, 0.65, 0.85, 1.0, 0.65, 0.85, 1.0, 0.4, 0.25)  # hues 11 and 12 are near 3 and 4
+# (place in the hues of a phrase, -1 to 1; saturation; value): found by search, those of the first instances far apart
+_SHADES = (
+    (0.0, 1.0, 0.9),
+    (0.5, 0.2, 0.68),
+    (-1.0, 0.2, 1.0),
+    (1.0, 0.5, 0.52),
+    (1.0, 0.5, 0.76),
+    (1.0, 0.2, 0.52),
+    (-1.0, 0.4, 0.6),
+    (1.0, 0.2, 0.84),
+    (-1.0, 1.0, 0.52),
+    (-1.0, 0.4, 0.84),
+    (0.5, 1.0, 0.68),
+    (1.0, 0.5, 1.0),
+)
+_WIDEST_HUES = 0.06  # of a full turn, to both sides of a phrase's hue
+_NO_MASK = np.zeros((1, 1), np.uint8)
 _THING = 0  # Ikomia's number for countable objects; stuff such as sky has another
 
 
 class SegmentOutputs:
-    """The outputs of a task after its image: ``CSemanticSegmentationIO`` with masks and, on request, the objects.
+    """The outputs of a task: the image, ``CSemanticSegmentationIO`` with masks and, on request, the objects.
 
     A workflow never frees an output that was added to one of its tasks, so outputs are reused, not replaced.
     """
 
     def __init__(self, task: dataprocess.CSemanticSegmentationTask) -> None:
         self._task = weakref.proxy(task)  # a cycle would keep the task, and with it the model, in memory
-        self._spare_masks: list[dataprocess.CSemanticSegmentationIO] = []
-        self._objects = dataprocess.CInstanceSegmentationIO()
+        self._image = ImageOutput()
+        self._spare_masks: list[MaskOutput] = []
+        self._objects = ObjectsOutput()
+        self._video_folders = VideoFolders()
+        task.set_output(self._image, 0)
+        task.set_output(MaskOutput(), 1)
+
+    def start(self) -> None:
+        """Prepare a run: leave one empty mask output."""
+        image = self._task.get_output(0)
+        if type(image) is dataprocess.CImageIO:  # Ikomia exchanges this output for a video, and after it
+            self._image.auto_save = image.auto_save
+            self._task.set_output(self._image, 0)
+        self._video_folders.choose(self._task)
+        self.clear()
 
     def clear(self) -> None:
         """Leave one empty mask output."""
         self._set_mask_count(1)
 
+    def discard(self) -> None:
+        """Leave one empty mask output, and let Ikomia save nothing."""
+        self.clear()
+        save_nothing(self._task)
+
     def write(
-        self, prompt: Prompt | None, segments: Sequence[Segment], width: int, height: int, *, objects: bool
+        self,
+        prompt: Prompt | None,
+        segments: Sequence[Segment],
+        width: int,
+        height: int,
+        *,
+        objects: bool,
+        unused: Sequence[str] = (),
     ) -> None:
         """Write the segments of a run.
 
@@ -54,28 +101,32 @@ class SegmentOutputs:
             width: of the image, in pixels.
             height: of the image, in pixels.
             objects: also write the segments to an output of objects.
+            unused: what is set or drawn but not used; the descriptions of the masks name it.
         """
         colours = _colours(prompt, segments)
         if isinstance(prompt, GeometricPrompt):
             self._write_outlines(prompt, segments, colours)
         else:
             self._write_label_map(prompt, segments, colours, width, height)
+        if unused:
+            for output in self._task.get_outputs()[1:]:
+                output.description += f"; not used: {', '.join(unused)}"
         if objects:
             self._write_objects(prompt, segments, colours, width, height)
 
-    def save_further_masks(self) -> None:
-        """Save the outputs after the first mask, in a run whose outputs Ikomia saves, such as a folder run.
-
-        Ikomia saves all outputs of an image under the same name, so that each overwrites the one before. Only the first
-        mask is left to Ikomia; the others are saved with a number after that name, the objects with ``_objects``.
-        """
+    def finish(self) -> None:
+        """Convert the image of a run to 8 bits for display, and choose the files that Ikomia saves its outputs to."""
         task = self._task
-        if task.get_output(1).auto_save:
-            name = task.output_folder + (Path(task.get_input(0).source_file_path).stem or "empty")  # as Ikomia does
-            Path(name).parent.mkdir(parents=True, exist_ok=True)
-            for index in range(2, task.get_output_count()):
-                output = task.get_output(index)
-                output.save(f"{name}_{'objects' if output is self._objects else index}.json")
+        output = task.get_output(0)
+        image = output.get_image()
+        if image.dtype != np.uint8 or image.ndim == 3 and image.shape[2] not in (1, 3):  # Ikomia cannot draw on it
+            with contextlib.suppress(ImageError):  # without a prompt, images that nobody can use are no error
+                output.set_image(as_rgb8(image))
+        further = [
+            "_objects.json" if output is self._objects else f"_{index}.json"
+            for index, output in enumerate(task.get_outputs()[2:], 2)
+        ]
+        name_files(task, [".png", ".json", *further])
 
     def _write_label_map(
         self, prompt: Prompt | None, segments: Sequence[Segment], colours: Sequence[Colour], width: int, height: int
@@ -140,6 +191,7 @@ class SegmentOutputs:
                 colour,
             )
         objects.description = f"{len(segments)} object(s)"
+        objects.auto_save = self._task.get_output(1).auto_save
         self._task.add_output(objects)
 
     def _set_mask_count(self, count: int) -> None:
@@ -152,12 +204,14 @@ class SegmentOutputs:
                 self._spare_masks.append(task.get_output(task.get_output_count() - 1))
             task.remove_output(task.get_output_count() - 1)
         while task.get_output_count() < 1 + count:
-            task.add_output(self._spare_masks.pop() if self._spare_masks else dataprocess.CSemanticSegmentationIO())
-        for index in range(1, 1 + count):
-            output = task.get_output(index)
+            task.add_output(self._spare_masks.pop() if self._spare_masks else MaskOutput())
+        first, *further = task.get_outputs()[1:]
+        for output in further:
+            output.auto_save = first.auto_save
+        for output in (first, *further):
+            output.set_mask(_NO_MASK)  # clear_data() alone leaves the polygons of the last mask
             output.clear_data()
             output.description = ""
-            output.auto_save = index == 1 and task.get_output(0).auto_save
         for output in self._spare_masks:
             output.clear_data()
 
@@ -193,7 +247,10 @@ def _description(prompt: Prompt | None, segments: Sequence[Segment]) -> str:
     parts = []
     for name in prompt.names:
         scores = [f"{segment.score:.3f}" for segment in segments if segment.label == name]
-        parts.append(f"{len(scores)} x {name}, scores {', '.join(scores)}" if scores else f"no {name} found")
+        if scores:
+            parts.append(f"{len(scores)} x {name}, scores {', '.join(scores)}")
+        else:
+            parts.append(f"no {name} found" + ("" if is_plain_phrase(name) else f" ({PHRASES_EXPECTED})"))
     return "; ".join(parts)
 
 
@@ -202,17 +259,24 @@ def _colours(prompt: Prompt | None, segments: Sequence[Segment]) -> list[Colour]
     if not isinstance(prompt, ConceptPrompt) or len(prompt.phrases) < 2:
         return [_object_colour(index) for index in range(len(segments))]
     shades = {name: itertools.count() for name in prompt.phrases}
-    return [_shade(prompt.phrases.index(segment.label), next(shades[segment.label])) for segment in segments]
+    count = len(prompt.phrases)
+    return [_shade(prompt.phrases.index(segment.label), next(shades[segment.label]), count) for segment in segments]
 
 
 def _object_colour(index: int) -> Colour:
     """Return the color of the ``index``-th object."""
-    return _rgb(0.55 + _GOLDEN_ANGLE * index, (1.0, 0.65, 0.85)[index % 3], 1.0)
+    return _rgb(0.55 + _GOLDEN_ANGLE * index, _SATURATIONS[index % len(_SATURATIONS)], 1.0)
 
 
-def _shade(concept: int, index: int) -> Colour:
-    """Return the color of the ``index``-th instance of a concept: each of several concepts has its own hue."""
-    return _rgb(0.38 + _GOLDEN_ANGLE * concept, 1 - 0.6 * (index * 0.7549 % 1), 0.9 - 0.35 * (index * 0.5698 % 1))
+def _shade(concept: int, index: int, concepts: int) -> Colour:
+    """Return the color of the ``index``-th instance of one of several concepts; each concept has its own hues."""
+    if index < len(_SHADES):
+        place, saturation, value = _SHADES[index]
+    else:  # steps that fill a cube evenly
+        place, saturation, value = (index * step % 1 for step in (0.5497, 0.8192, 0.6711))
+        place, saturation, value = 2 * place - 1, 1 - 0.8 * saturation, 1 - 0.48 * value
+    nearest = min(abs((_GOLDEN_ANGLE * other + 0.5) % 1 - 0.5) for other in range(1, concepts))
+    return _rgb(0.38 + _GOLDEN_ANGLE * concept + place * min(_WIDEST_HUES, nearest / 3.5), saturation, value)
 
 
 def _rgb(hue: float, saturation: float, value: float) -> Colour:
