@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ikomia import core, dataprocess
 
+from .infer_segment_anything_3_inputs import InputCheck
 from .infer_segment_anything_3_outputs import SegmentOutputs
 from .sam3_engine import __version__
+from .sam3_engine.arrays import to_plain
 from .sam3_engine.devices import choose_device
 from .sam3_engine.errors import quote
 from .sam3_engine.prompt_strings import Drawing
@@ -62,6 +64,10 @@ class InferSegmentAnything3ParamFactory(dataprocess.CTaskParamFactory):
         return InferSegmentAnything3Param()
 
 
+class _StopRequestedError(Exception):
+    """Ikomia asked the running task to stop."""
+
+
 class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
     """Segments the input image by text, points or boxes.
 
@@ -75,14 +81,16 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
         self._cuda: bool | None = None
         self._device: torch.device | None = None
         self._predictor: Predictor | None = None
+        self._input_check = InputCheck()
         self._outputs = SegmentOutputs(self)
+        self._stop_requested = False
 
     def set_parameters(self, params: Mapping[str, Any]) -> None:
         """Change some parameters.
 
         Args:
-            params: names to values. None is the empty string; numbers, booleans, paths, lists, tuples and arrays are
-                converted with ``str()``.
+            params: names to values. None is the empty string; numbers, booleans, paths, lists and tuples are converted
+                with ``str()``, and arrays and tensors, also those in lists, with ``tolist()`` first.
 
         Raises:
             ValueError: a value is not what its parameter expects; no parameter is changed.
@@ -104,6 +112,24 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
         self._open_predictor(self.get_param_object().settings)
         super().init_long_process()
 
+    def update_static_outputs(self) -> None:
+        """Follow a change of the inputs; Ikomia calls this whenever it sets one."""
+        super().update_static_outputs()
+        self._input_check.input_set()
+
+    def get_image_with_mask(self) -> np.ndarray:
+        """Return (height, width, 3) uint8: output 0, tinted by the first mask."""
+        return self.get_output(0).get_image_with_mask(self.get_output(1))  # Ikomia's own takes the input, of any kind
+
+    def stop(self) -> None:
+        """Ask a running task to end, from another thread.
+
+        It ends before its next step: loading the model, encoding the image, a phrase, or a pass of boxes. Its outputs
+        are then empty.
+        """
+        super().stop()
+        self._stop_requested = True
+
     def run(self) -> None:
         """Segment the input image.
 
@@ -111,39 +137,56 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
             ValueError: a prompt, the image or the checkpoint cannot be used; the message says why.
             RuntimeError: the weights are not available; the message says what to do.
         """
-        self._outputs.clear()
+        self._stop_requested = False
+        self._outputs.start()
         super().init_long_process()  # else Ikomia calls ours, which loads a model even if there is no prompt
         self.begin_task_run()
         try:
             self._segment_input()
             self.end_task_run()
-            self._outputs.save_further_masks()
+            self._outputs.finish()
+        except _StopRequestedError:
+            self._outputs.discard()
+            self.end_task_run()
+            logger.warning("Stopped before the end: the outputs are empty.")
         except BaseException:
             self._outputs.clear()  # no partial results
             raise
 
     def _segment_input(self) -> None:
         """Segment with the typed prompt, or with the drawn one if none is typed, and write the outputs."""
+        self._input_check.check(self)
         self.forward_input_image(0, 0)
         settings = self.get_param_object().settings
         image = self.get_input(0).get_image()
         if image is None:
             raise ValueError("No image at the first input: it is not connected, or the file cannot be read.")
         height, width = image.shape[:2]
-        chosen = settings.prompt(self._drawing())
+        chosen = settings.prompt(self._drawing(width, height))
         if chosen is None:
             logger.warning("Nothing to segment: set input_text, input_box or input_point, or draw on the image.")
-            self._outputs.write(None, [], width, height, objects=settings.instance_output)
+            unused = settings.prompt_strings.labels_without_use()
+            self._outputs.write(None, [], width, height, objects=settings.instance_output, unused=unused)
             for _ in range(self.get_progress_steps()):
                 self.emit_step_progress()
             return
         fitted = chosen.fit(width, height)  # before the slow part
+        self._end_if_requested()
         predictor = self._open_predictor(settings)
         self.emit_step_progress()
         with settings.naming_weights(), chosen.naming_arguments():
-            segments = predictor.predict(image, fitted, settings.options, on_encoded=self.emit_step_progress)
-        self._outputs.write(fitted.prompt, segments, width, height, objects=settings.instance_output)
+            segments = predictor.predict(
+                image, fitted, settings.options, on_encoded=self.emit_step_progress, on_step=self._end_if_requested
+            )
+        self._end_if_requested()
+        self._outputs.write(
+            fitted.prompt, segments, width, height, objects=settings.instance_output, unused=chosen.unused
+        )
         self.emit_step_progress()
+
+    def _end_if_requested(self) -> None:
+        if self._stop_requested:
+            raise _StopRequestedError
 
     def _open_predictor(self, settings: Settings) -> Predictor:
         """Return the predictor for the parameters; loads a model only if the weights or the device changed."""
@@ -152,28 +195,43 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
         self._predictor = settings.open_predictor(_WEIGHTS_FOLDER, self._device, replaces=self._predictor)
         return self._predictor
 
-    def _drawing(self) -> Drawing:
-        """Return the rectangles and points that are drawn on the second input."""
+    def _drawing(self, width: int, height: int) -> Drawing:
+        """Return what is drawn on the second input, for an image of ``width`` x ``height`` pixels."""
         graphics = self.get_input(1)
         if graphics is None or not graphics.is_data_available():
             return Drawing()
-        rectangles, points = [], []
+        rectangles, points, others = [], [], []
         for item in graphics.get_items():
-            if item.get_type() == core.GraphicsItem.RECTANGLE:
-                left, right = sorted((item.x, item.x + item.width))
-                top, bottom = sorted((item.y, item.y + item.height))
-                rectangles.append((left, top, right, bottom))
-            elif item.get_type() == core.GraphicsItem.POINT:
+            kind = item.get_type()
+            if kind == core.GraphicsItem.POINT:
                 points.append((item.point.x, item.point.y))
-        return Drawing(tuple(rectangles), tuple(points))
+            elif corners := _corners(item):
+                xs, ys = zip(*corners, strict=True)
+                rectangles.append((min(xs), min(ys), max(xs), max(ys)))
+            else:
+                others.append(kind.name.lower())
+        return Drawing(tuple(rectangles), tuple(points), tuple(others), width, height)
+
+
+def _corners(item: core.CGraphicsItem) -> list[tuple[float, float]]:
+    """Return points (x, y) whose bounds are those of a rectangle, ellipse or polygon; none for other graphics."""
+    kinds, kind = core.GraphicsItem, item.get_type()
+    if kind in (kinds.RECTANGLE, kinds.ELLIPSE):
+        return [(item.x, item.y), (item.x + item.width, item.y + item.height)]
+    if kind in (kinds.POLYGON, kinds.COMPLEX_POLYGON):
+        return [(point.x, point.y) for point in (item.points if kind == kinds.POLYGON else item.outer)]
+    return []
 
 
 def _to_string(name: str, value: object) -> str:
     """Return a parameter's value as a string."""
     if value is None:
         return ""
-    if isinstance(value, str | numbers.Number | np.bool_ | np.ndarray | list | tuple | os.PathLike):
+    if isinstance(value, str | numbers.Number | np.bool_ | os.PathLike):
         return str(value)
+    plain = to_plain(value)  # str() shortens arrays of more than 1,000 numbers
+    if isinstance(plain, str | numbers.Number | list | tuple):
+        return str(plain)
     raise ValueError(f"{name} = {quote(value)}: expected a string, not {type(value).__name__}.")
 
 

@@ -22,6 +22,7 @@ _DEFAULTS = {
     "input_text": "",
     "confidence_threshold": "0.5",
     "iou_threshold": "1.0",
+    "min_region_percent": "0.0",
     "input_box": "",
     "input_box_label": "",
     "input_point": "",
@@ -50,7 +51,10 @@ PROMPTS: dict[str, tuple[dict[str, str], int]] = {
     "point, three candidates": ({"input_point": "[[100, 100]]", "multimask_output": "True"}, 3),
     "two points": ({"input_point": "[[100, 100], [20, 20]]", "input_point_label": "[1, 0]"}, 1),
     "box": ({"input_box": "[10, 10, 150, 150]"}, 1),
-    "two boxes, with objects": ({"input_box": _TWO_BOXES, "instance_output": "True"}, 3),
+    "two boxes, with objects": (
+        {"input_box": _TWO_BOXES, "instance_output": "True", "min_region_percent": "1"},
+        3,
+    ),
     "box and point": (
         {"input_box": "[[10, 10, 150, 150]]", "input_point": "[[20, 20]]", "input_point_label": "[0]"},
         1,

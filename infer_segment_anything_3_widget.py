@@ -28,6 +28,7 @@ from PyQt6.QtWidgets import (
 from .infer_segment_anything_3_process import InferSegmentAnything3Param
 from .sam3_engine.devices import cuda_present
 from .sam3_engine.prompt_strings import PromptStrings
+from .sam3_engine.weights import OFFICIAL_NAMES, SUFFIXES
 
 _PROMPT_HELP = {
     "input_text": (
@@ -56,8 +57,7 @@ _PROMPT_HELP = {
         "Empty: all points are on the object."
     ),
 }
-_OFFICIAL_WEIGHTS = ("facebook/sam3", "facebook/sam3.1")
-_WEIGHT_FILES = "Weights (*.pt *.pth *.ckpt *.bin *.safetensors *.safetensors.index.json);;All files (*)"
+_WEIGHT_FILES = f"Weights ({' '.join(f'*{suffix}' for suffix in SUFFIXES)});;All files (*)"
 _MALFORMED = "QLineEdit { border: 1px solid red; border-radius: 2px; padding: 2px; }"
 
 
@@ -138,6 +138,17 @@ class InferSegmentAnything3Widget(core.CWorkflowTaskWidget):
         )
         self._model_input_size(grid)
         self._model_weight_file(grid)
+        region = QDoubleSpinBox(minimum=0.0, maximum=100.0, singleStep=0.5, decimals=2, suffix=" %")
+        region.setValue(settings.min_region_percent)
+        self._add_row(
+            grid,
+            "min_region_percent",
+            "Minimum region",
+            region,
+            lambda: str(region.value()),
+            "Removes stray pixels: drops parts of a mask that are smaller than this percentage of its area, and fills\n"
+            "holes that are smaller. The largest part always stays. 0 changes nothing.",
+        )
         self._check_box(
             grid,
             "instance_output",
@@ -207,7 +218,7 @@ class InferSegmentAnything3Widget(core.CWorkflowTaskWidget):
         )
 
     def _model_weight_file(self, grid: QGridLayout) -> None:
-        field = _TextWithChoices(_OFFICIAL_WEIGHTS, self.parameters.settings.model_weight_file)
+        field = _TextWithChoices(OFFICIAL_NAMES, self.parameters.settings.model_weight_file)
         field.lineEdit().setPlaceholderText("facebook/sam3")
         browse = QPushButton("Browse...")
         row = QHBoxLayout()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .embedding import ImageEmbedding
     from .errors import CheckpointError, DeviceMemoryError, ImageError, PromptError, WeightFileError, WeightsError
+    from .image_files import read_image
     from .options import Options
     from .predictor import Predictor, open_predictor
     from .prompts import ConceptPrompt, GeometricPrompt
@@ -39,6 +40,7 @@ _MODULES = {
     "label_map": "segments",
     "masks_of": "segments",
     "open_predictor": "predictor",
+    "read_image": "image_files",
 }
 
 __all__ = [
@@ -57,6 +59,7 @@ __all__ = [
     "label_map",
     "masks_of",
     "open_predictor",
+    "read_image",
 ]
 
 

@@ -5,7 +5,7 @@ Importing this module imports torch and sam3.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,10 @@ from .embedding import ImageEmbedding
 from .errors import CheckpointError
 from .fitting import FittedPrompt
 from .internals import forget_image, mask_logits_side
-from .model import Model, Sam3Image
+from .model import NOT_FINITE, Model, Sam3Image
 from .options import Options
 from .prompts import UNNAMED, Box, GeometricPrompt
+from .regions import remove_small_regions
 from .segments import Segment
 
 _BOXES_PER_PASS = 16  # bounds the memory of the mask decoder
@@ -38,13 +39,16 @@ class ClickHead:
         self._network = network
         self._mask_side = mask_logits_side(network)
 
-    def segment(self, embedding: ImageEmbedding, fitted: FittedPrompt, options: Options) -> list[Segment]:
+    def segment(
+        self, embedding: ImageEmbedding, fitted: FittedPrompt, options: Options, on_step: Callable[[], None]
+    ) -> list[Segment]:
         """Return the objects of a :class:`~.prompts.GeometricPrompt` in the order of its boxes.
 
-        With ``options.multimask``, each has three candidates, by descending score.
+        With ``options.multimask``, each has three candidates, by descending score. ``on_step`` is called before each
+        pass.
 
         Raises:
-            CheckpointError: the network returns NaN.
+            CheckpointError: the network returns NaN or infinity.
         """
         prompt = fitted.prompt
         assert isinstance(prompt, GeometricPrompt)
@@ -52,18 +56,18 @@ class ClickHead:
             "point_coords": np.array(fitted.relative_points) if prompt.points else None,
             "point_labels": np.array(prompt.point_labels) if prompt.points else None,
         }
-        return [
-            segment
-            for boxes in _split_into_passes(fitted.relative_boxes)
-            for segment in self._segment_pass(embedding, boxes, points, options.multimask)
-        ]
+        segments: list[Segment] = []
+        for boxes in _split_into_passes(fitted.relative_boxes):
+            on_step()
+            segments += self._segment_pass(embedding, boxes, points, options.multimask)
+        return remove_small_regions(segments, options.min_region_percent)
 
     def _segment_pass(
         self, embedding: ImageEmbedding, boxes: Sequence[Box], points: Mapping[str, Any], multimask: bool
     ) -> Iterator[Segment]:
         mask_logits, scores = self._predict(embedding, boxes, points, multimask)
-        if np.isnan(mask_logits).any() or np.isnan(scores).any():
-            raise CheckpointError(self._model.checkpoint, "the network returns NaN: its weights are damaged")
+        if not (np.isfinite(mask_logits).all() and np.isfinite(scores).all()):
+            raise CheckpointError(self._model.checkpoint, NOT_FINITE)
         objects = max(1, len(boxes))
         # back to the model's device, where the masks are computed: logits are smaller than masks
         logits = torch.from_numpy(mask_logits).to(self._model.device)

@@ -5,25 +5,31 @@ Importing this module imports torch and sam3.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from .contexts import importing_sam3
 from .embedding import Detections, ImageEmbedding
-from .errors import CheckpointError
+from .errors import CheckpointError, quote
 from .fitting import FittedPrompt
-from .internals import empty_geometric_prompt
-from .model import Model, Sam3Image
+from .internals import empty_geometric_prompt, phrase_read
+from .model import NOT_FINITE, Model, Sam3Image
 from .nms import drop_duplicates
 from .options import Options
-from .prompts import POSITIVE, Box, ConceptPrompt
+from .prompts import PHRASES_EXPECTED, POSITIVE, Box, ConceptPrompt, is_plain_phrase
+from .regions import remove_small_regions
 from .segments import Segment
 
 with importing_sam3():
     from sam3.model.sam3_image_processor import Sam3Processor
 
+logger = logging.getLogger(__name__)
+
 _NO_PHRASE = "visual"  # the text that SAM 3 was trained with where only example boxes say what to find
+
+_OUTPUTS = ("presence_logit_dec", "pred_logits", "pred_boxes_xyxy", "pred_masks")  # of the network
 
 _Example = tuple[Box, int]  # in fractions of the image's width and height; its label
 
@@ -44,11 +50,15 @@ class Detector:
         self._network = network
         self._find_stage = processor.find_stage
 
-    def segment(self, embedding: ImageEmbedding, fitted: FittedPrompt, options: Options) -> list[Segment]:
+    def segment(
+        self, embedding: ImageEmbedding, fitted: FittedPrompt, options: Options, on_step: Callable[[], None]
+    ) -> list[Segment]:
         """Return the instances of a :class:`~.prompts.ConceptPrompt`, phrase by phrase, each by descending score.
 
+        ``on_step`` is called before each phrase.
+
         Raises:
-            CheckpointError: the network returns NaN.
+            CheckpointError: the network returns NaN or infinity.
         """
         prompt = fitted.prompt
         assert isinstance(prompt, ConceptPrompt)
@@ -56,11 +66,13 @@ class Detector:
         phrases = dict(zip(prompt.names, prompt.phrases or (_NO_PHRASE,), strict=True))
         # cached answers first: the rest of a long list would evict them
         cached_first = sorted(phrases, key=lambda name: (phrases[name], examples) not in embedding.detections)
-        found = {
-            name: self._instances(embedding, name, phrases[name], examples, options.confidence_threshold)
-            for name in cached_first
-        }
-        return drop_duplicates([segment for name in prompt.names for segment in found[name]], options.iou_threshold)
+        found = {}
+        for name in cached_first:
+            on_step()
+            found[name] = self._instances(embedding, name, phrases[name], examples, options.confidence_threshold)
+        self._warn_of_limits(prompt, found, options.confidence_threshold)
+        segments = [segment for name in prompt.names for segment in found[name]]
+        return drop_duplicates(remove_small_regions(segments, options.min_region_percent), options.iou_threshold)
 
     def _instances(
         self, embedding: ImageEmbedding, name: str, phrase: str, examples: tuple[_Example, ...], threshold: float
@@ -74,11 +86,37 @@ class Detector:
             for logits, score, box in zip(mask_logits, detections.scores, detections.boxes, strict=False)
         ]
 
+    def _warn_of_limits(self, prompt: ConceptPrompt, found: Mapping[str, Sequence[Segment]], threshold: float) -> None:
+        """Log what the network cannot read, may not show, or did not find and is not a plain noun phrase."""
+        architecture = self._model.architecture
+        most_tokens = architecture.text_context - 2  # without the start and the end token
+        read = [text for phrase in prompt.phrases if (text := phrase_read(self._network, phrase, most_tokens))]
+        if read:
+            logger.warning(
+                "The network reads the first %d tokens (words or parts of words) of a phrase, and ignores the rest. "
+                "It reads: %s.",
+                most_tokens,
+                _shortened(read),
+            )
+        crowded = [name for name in prompt.names if len(found[name]) == architecture.queries]
+        if crowded:
+            logger.warning(
+                "All %d instances that the network can return for a concept score above %g: there may be more. "
+                "Crop the image or name something more specific; to keep only the best, raise the threshold. "
+                "Concepts: %s.",
+                architecture.queries,
+                threshold,
+                _shortened(crowded),
+            )
+        unusual = [phrase for phrase in prompt.phrases if not found[phrase] and not is_plain_phrase(phrase)]
+        if unusual:
+            logger.warning("Nothing was found for %s; %s.", _shortened(unusual), PHRASES_EXPECTED)
+
     def detect(self, embedding: ImageEmbedding, phrase: str, examples: Sequence[_Example]) -> Detections:
         """Run the detector, and the text encoder unless the phrase is cached.
 
         Raises:
-            CheckpointError: the network returns NaN.
+            CheckpointError: the network returns NaN or infinity.
         """
         network, device = self._network, self._model.device
         geometric_prompt = empty_geometric_prompt(network)
@@ -97,11 +135,18 @@ class Detector:
         # scores as in Sam3Processor; in float32, because PyTorch would round the threshold to bfloat16
         presence = outputs["presence_logit_dec"].sigmoid().unsqueeze(1)
         scores = (outputs["pred_logits"].sigmoid() * presence)[0, :, 0].float()
-        if scores.isnan().any() or outputs["pred_masks"].isnan().any():
-            raise CheckpointError(self._model.checkpoint, "the network returns NaN: its weights are damaged")
+        extremes = [bound.float() for name in _OUTPUTS for bound in outputs[name].aminmax()]
+        if not torch.stack(extremes).isfinite().all():
+            raise CheckpointError(self._model.checkpoint, NOT_FINITE)
         order = scores.argsort(descending=True, stable=True)
         size = torch.tensor([embedding.width, embedding.height] * 2, device=device)
         boxes = outputs["pred_boxes_xyxy"][0, order].float().clamp(0, 1) * size
         return Detections(
             scores[order].tolist(), [tuple(box) for box in boxes.tolist()], outputs["pred_masks"][0, order]
         )
+
+
+def _shortened(texts: Sequence[str]) -> str:
+    """Return texts in quotes, the first three of a longer list."""
+    quoted = ", ".join(quote(text, limit=1000) for text in texts[:3])
+    return quoted if len(texts) <= 3 else f"{quoted} and {len(texts) - 3} more"

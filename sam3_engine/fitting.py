@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from .errors import PromptError
+from .errors import PromptError, quote
 from .prompts import Box, ConceptPrompt, GeometricPrompt, Point, Prompt, in_brackets
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,35 @@ def fit_prompt(prompt: Prompt | FittedPrompt, width: int, height: int) -> Fitted
                 raise PromptError("points", in_brackets((x, y)), f"the point is outside the image; {expected}")
     boxes = tuple(_clip_box(box, width, height) for box in prompt.boxes)
     return FittedPrompt(replace(prompt, boxes=boxes), width, height)
+
+
+def warn_of_fractions(prompt: Prompt, width: int, height: int, names: Mapping[str, str] | None = None) -> None:
+    """Log a warning if coordinates look like fractions of the image, which are read as pixels.
+
+    They do if the coordinates of all boxes, or of all points, are at most 1. Points of whole numbers do not: they are
+    pixels in the corner of the image.
+
+    Args:
+        prompt: in source pixels.
+        width: of the image, in pixels.
+        height: of the image, in pixels.
+        names: what the warning calls the arguments ``boxes`` and ``points``.
+    """
+    if width == height == 1:
+        return
+    points = prompt.points if isinstance(prompt, GeometricPrompt) else ()
+    for argument, rows in {"boxes": prompt.boxes, "points": points}.items():
+        numbers = [number for row in rows for number in row]
+        small = bool(numbers) and all(abs(number) <= 1 for number in numbers)
+        if small and (argument == "boxes" or any(number % 1 for number in numbers)):
+            logger.warning(
+                "%s = %s: coordinates are pixels, not fractions of the image. "
+                "Multiply x by its width, %d, and y by its height, %d.",
+                (names or {}).get(argument, argument),
+                quote(f"[{', '.join(in_brackets(row) for row in rows)}]"),
+                width,
+                height,
+            )
 
 
 def _clip_box(box: Box, width: int, height: int) -> Box:

@@ -59,3 +59,12 @@ def build_causal_mask(network: Sam3Image, device: torch.device) -> None:
     """Fill the text encoder's causal mask, which the package makes with ``torch.empty`` although it is no weight."""
     transformer = network.backbone.language_backbone.encoder
     transformer.attn_mask = transformer.build_causal_mask().to(device)
+
+
+def phrase_read(network: Sam3Image, phrase: str, most_tokens: int) -> str | None:
+    """Return what the text encoder reads of a phrase that is too long for it, or None if it reads all of it."""
+    if len(phrase) <= most_tokens and phrase.isascii() and "&" not in phrase:  # "&" may be an HTML entity
+        return None  # a token is at least one character
+    tokenizer = network.backbone.language_backbone.tokenizer
+    tokens = tokenizer.encode(phrase)
+    return None if len(tokens) <= most_tokens else tokenizer.decode(tokens[:most_tokens]).strip()

@@ -19,13 +19,17 @@ _UNUSUAL = {
     tokenize.COMMENT: re.compile(""),
 }
 _SIGNIFICANT = (tokenize.NAME, tokenize.NUMBER, tokenize.STRING, tokenize.OP, tokenize.COMMENT)
-_NUMPY_NUMBER = re.compile(r"\bnp\.(?:float|u?int)\d+\(([^()]*)\)")
+_NUMPY_SCALAR = re.compile(
+    r"""\bnp\.(?:(?:float|u?int)\d+\((?P<number>[^()]*)\)|(?P<boolean>True|False)_"""
+    r"""|str_\((?P<string>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\))"""
+)
 
 
 def read_literal(text: str) -> Any:
     """Read a JSON value, or a Python literal as ``str()`` writes it.
 
-    Numbers that numpy computed (``np.float64(1.5)``) are read as plain numbers. Nothing is evaluated.
+    What ``str()`` writes for a list of NumPy's numbers, booleans and strings (``[np.float64(1.5)]``) is read as plain
+    values. Nothing is evaluated.
 
     Args:
         text: for example ``[[1, 2], [3, 4]]``, ``((1, 2),)``, ``['shoe', "person"]`` or ``1``.
@@ -36,7 +40,7 @@ def read_literal(text: str) -> Any:
     Raises:
         ValueError: the text is neither.
     """
-    for candidate in (text, _NUMPY_NUMBER.sub(r"\1", text)):
+    for candidate in (text, _NUMPY_SCALAR.sub(_plain_scalar, text)):
         try:
             return json.loads(candidate)
         except (ValueError, RecursionError):
@@ -46,6 +50,10 @@ def read_literal(text: str) -> Any:
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError, tokenize.TokenError):
             pass
     raise ValueError("not a JSON value or a Python literal")
+
+
+def _plain_scalar(found: re.Match[str]) -> str:
+    return found["number"] or found["boolean"] or found["string"] or ""
 
 
 def _read_python(text: str) -> Any:

@@ -15,6 +15,8 @@ class Options:
             higher score.
         multimask: points and boxes only; return three candidates per object instead of one.
         size_percent: 1..100, shrink the image to this size before the image encoder.
+        min_region_percent: 0..100, share of a mask's area; drop connected parts of the mask that are smaller, and fill
+            holes that are smaller. The largest part always stays.
 
     Raises:
         ValueError: a value is out of range.
@@ -24,12 +26,15 @@ class Options:
     iou_threshold: float = 1.0
     multimask: bool = False
     size_percent: int = 100
+    min_region_percent: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("confidence_threshold", "iou_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} = {getattr(self, name)!r}: expected a number from 0 to 1.")
         check_size_percent(self.size_percent)
+        if not 0 <= self.min_region_percent <= 100:
+            raise ValueError(f"min_region_percent = {self.min_region_percent!r}: expected a number from 0 to 100.")
 
 
 def check_size_percent(size_percent: int) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from .detector import Detector
 from .devices import choose_device, cuda_present
 from .embedding import ImageEmbedding
 from .errors import PromptError
-from .fitting import FittedPrompt, fit_prompt
+from .fitting import FittedPrompt, fit_prompt, warn_of_fractions
 from .images import as_rgb8, content_digest, pixels_of
 from .model import Model
 from .options import DEFAULTS, Options, check_size_percent
@@ -39,6 +40,10 @@ logger = logging.getLogger(__name__)
 _MAX_INPUT_SIZE = 4096
 # what makes a prompt: of points and boxes, of concepts
 _GIVING = {False: ("boxes", "points"), True: ("phrases", "boxes")}
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def open_predictor(
@@ -123,7 +128,8 @@ class Predictor:
         prompt: Prompt | FittedPrompt,
         options: Options = DEFAULTS,
         *,
-        on_encoded: Callable[[], None] = lambda: None,
+        on_encoded: Callable[[], None] = _do_nothing,
+        on_step: Callable[[], None] = _do_nothing,
     ) -> list[Segment]:
         """Segment what a prompt names, shows or outlines in an image.
 
@@ -135,6 +141,7 @@ class Predictor:
             prompt: in pixels of ``image``.
             options: thresholds, number of candidates, image size.
             on_encoded: called when the image is encoded.
+            on_step: called before the image encoder, then as in :meth:`segment`. Raise an exception in it to stop.
 
         Returns:
             See :meth:`segment`.
@@ -142,15 +149,16 @@ class Predictor:
         Raises:
             PromptError: the prompt does not fit the image, or the checkpoint lacks the head that answers it.
             ImageError: the image cannot be segmented.
-            CheckpointError: the network returns NaN.
+            CheckpointError: the network returns NaN or infinity.
             DeviceMemoryError: the device ran out of memory.
         """
         self._refuse_if_closed()
         rgb = _as_rgb8(image)
         fitted = self._fit(prompt, rgb.shape[1], rgb.shape[0])
+        on_step()
         embedding = self.encode_image(rgb, options.size_percent)
         on_encoded()
-        return self.segment(embedding, fitted, options)
+        return self.segment(embedding, fitted, options, on_step=on_step)
 
     def encode_image(self, image: np.ndarray | PIL.Image.Image, size_percent: int = 100) -> ImageEmbedding:
         """Run the image encoder, which takes most of the time.
@@ -176,7 +184,12 @@ class Predictor:
         return self.model.infer(lambda: self.model.embeddings.get(key, lambda: self._encode(rgb, size_percent)))
 
     def segment(
-        self, embedding: ImageEmbedding, prompt: Prompt | FittedPrompt, options: Options = DEFAULTS
+        self,
+        embedding: ImageEmbedding,
+        prompt: Prompt | FittedPrompt,
+        options: Options = DEFAULTS,
+        *,
+        on_step: Callable[[], None] = _do_nothing,
     ) -> list[Segment]:
         """Segment what a prompt names, shows or outlines.
 
@@ -184,6 +197,9 @@ class Predictor:
             embedding: of :meth:`encode_image` by the same model at the same input size.
             prompt: in pixels of the source image.
             options: thresholds and number of candidates; ``size_percent`` is ignored.
+            on_step: called before each phrase, or before each pass of up to 16 boxes. Raise an exception in it to
+                stop: the predictor stays usable, and the answers so far stay cached. Keep it short, because other
+                threads wait for the model meanwhile.
 
         Returns:
             Concepts: the instances, phrase by phrase, each by descending score. Points and boxes: one segment per
@@ -191,11 +207,13 @@ class Predictor:
 
         Raises:
             PromptError: the prompt does not fit the image, or the checkpoint lacks the head that answers it.
-            ValueError: the embedding was made at another input size.
-            CheckpointError: the network returns NaN.
+            ValueError: the embedding was made by another model, or at another input size.
+            CheckpointError: the network returns NaN or infinity.
             DeviceMemoryError: the device ran out of memory.
         """
         self._refuse_if_closed()
+        if embedding.model() is not self.model:
+            raise ValueError("The embedding was made by another model.")
         if embedding.resolution != self.resolution:
             raise ValueError(
                 f"The embedding was made at an input size of {embedding.resolution}; this predictor's is "
@@ -204,23 +222,39 @@ class Predictor:
         fitted = self._fit(prompt, embedding.width, embedding.height)
         head = self._detector if isinstance(fitted.prompt, ConceptPrompt) else self._click_head
         assert head is not None
-        return self.model.infer(lambda: head.segment(embedding, fitted, options), embedding.detections)
+        return self.model.infer(lambda: head.segment(embedding, fitted, options, on_step), embedding.detections)
+
+    def check_answers(self, prompt: Prompt) -> None:
+        """Check that the model has the head that answers a prompt.
+
+        Raises:
+            PromptError: the checkpoint lacks it.
+        """
+        self._refuse_if_closed()
+        is_concept = isinstance(prompt, ConceptPrompt)
+        architecture = self.model.architecture
+        if architecture.detector if is_concept else architecture.click_head:
+            return
+        argument, given = next((name, given) for name in _GIVING[is_concept] if (given := getattr(prompt, name)))
+        if argument == "phrases":
+            value = given[0] if len(given) == 1 else list(given)
+        else:
+            value = f"[{', '.join(map(in_brackets, given))}]"
+        answered = "points and boxes" if is_concept else "phrases and example boxes (boxes with labels)"
+        raise PromptError(
+            argument,
+            value,
+            f"{self.model.checkpoint.name} is a {self.model.description}. It answers {answered}; for other prompts, "
+            "use a complete checkpoint such as sam3.pt",
+        )
 
     def _fit(self, prompt: Prompt | FittedPrompt, width: int, height: int) -> FittedPrompt:
         """Fit a prompt to an image, if the model has the head that answers it."""
         fitted = fit_prompt(prompt, width, height)
-        is_concept = isinstance(fitted.prompt, ConceptPrompt)
-        architecture = self.model.architecture
-        if architecture.detector if is_concept else architecture.click_head:
-            return fitted
-        argument, given = next((name, given) for name in _GIVING[is_concept] if (given := getattr(fitted.prompt, name)))
-        answered = "points and boxes" if is_concept else "phrases and example boxes (boxes with labels)"
-        raise PromptError(
-            argument,
-            given[0] if argument == "phrases" else in_brackets(given[0]),
-            f"{self.model.checkpoint.name} is a {self.model.description}. It answers {answered}; for other prompts, "
-            "use a complete checkpoint such as sam3.pt",
-        )
+        if not isinstance(prompt, FittedPrompt):
+            warn_of_fractions(prompt, width, height)
+        self.check_answers(fitted.prompt if isinstance(prompt, FittedPrompt) else prompt)
+        return fitted
 
     def _encode(self, rgb: np.ndarray, size_percent: int) -> ImageEmbedding:
         pixels = torch.from_numpy(rgb).permute(2, 0, 1)
@@ -236,7 +270,7 @@ class Predictor:
         tables = self.model.position_tables.get(self.resolution, lambda: pyramids[0]["vision_pos_enc"])
         for pyramid in pyramids:
             pyramid["vision_pos_enc"] = tables
-        return ImageEmbedding(features, width, height, self.resolution)
+        return ImageEmbedding(features, width, height, self.resolution, weakref.ref(self.model))
 
 
 def _as_rgb8(image: np.ndarray | PIL.Image.Image) -> np.ndarray:

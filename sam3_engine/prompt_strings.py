@@ -7,13 +7,16 @@ The plugin, the batch and the demo share these parameters: ``input_text``, ``inp
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from .errors import PromptError, quote
-from .fitting import FittedPrompt, fit_prompt
+from .fitting import FittedPrompt, fit_prompt, warn_of_fractions
 from .literals import read_literal
 from .prompts import (
     BACKGROUND,
@@ -23,16 +26,21 @@ from .prompts import (
     PHRASES_EXPECTED,
     POINT_LABELS_EXPECTED,
     POINTS_EXPECTED,
+    POSITIVE,
+    QUOTATION_MARKS,
     Box,
     ConceptPrompt,
     GeometricPrompt,
     Point,
     Prompt,
+    checked_labels,
     is_finite,
     is_label,
 )
 
 logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
 
 _TYPED = {
     "phrases": "input_text",
@@ -42,22 +50,58 @@ _TYPED = {
     "point_labels": "input_point_label",
 }
 _DRAWN = {**_TYPED, "boxes": "drawn rectangle", "points": "drawn point"}
+_DRAWING_EXPECTED = "draw a rectangle, ellipse or polygon around an object, or a point on it"
+_CLOSING = {'"': '"', "'": "'", "“": "”", "”": "”", "„": "“”", "«": "»", "»": "«", "‘": "’"}
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """Graphics that a user draws on the image, in source pixels.
+    """Graphics that a user draws on an image, in source pixels.
 
     Attributes:
-        rectangles: ``(x1, y1, x2, y2)``.
+        rectangles: ``(x1, y1, x2, y2)``, also the bounds of ellipses and polygons.
         points: ``(x, y)``.
+        others: what else is drawn and cannot be a prompt, such as "polyline".
+        width, height: of the image, in pixels; infinite if unknown.
     """
 
     rectangles: tuple[Box, ...] = ()
     points: tuple[Point, ...] = ()
+    others: tuple[str, ...] = ()
+    width: float = math.inf
+    height: float = math.inf
 
     def __bool__(self) -> bool:
-        return bool(self.rectangles or self.points)
+        return bool(self.rectangles or self.points or self.others)
+
+    @property
+    def usable_rectangles(self) -> tuple[bool, ...]:
+        """For each rectangle, whether it has an area and overlaps the image."""
+        return tuple(not self._flaw_of_rectangle(rectangle) for rectangle in self.rectangles)
+
+    @property
+    def usable_points(self) -> tuple[bool, ...]:
+        """For each point, whether it is inside the image."""
+        return tuple(not self._flaw_of_point(point) for point in self.points)
+
+    @property
+    def unusable(self) -> tuple[str, ...]:
+        """What is drawn and cannot be used, with numbers, for example "shape without area", "polyline (2)"."""
+        flaws = [*map(self._flaw_of_rectangle, self.rectangles), *map(self._flaw_of_point, self.points), *self.others]
+        counts = Counter(filter(None, flaws))
+        return tuple(flaw if count == 1 else f"{flaw} ({count})" for flaw, count in counts.items())
+
+    def _flaw_of_rectangle(self, rectangle: Box) -> str:
+        x1, y1, x2, y2 = rectangle
+        if not (x1 < x2 and y1 < y2):
+            return "shape without area"
+        on_image = x1 < self.width and y1 < self.height and x2 > 0 and y2 > 0
+        return "" if on_image and all(map(is_finite, rectangle)) else "shape outside the image"
+
+    def _flaw_of_point(self, point: Point) -> str:
+        x, y = point
+        on_image = 0 <= x < self.width and 0 <= y < self.height
+        return "" if on_image and all(map(is_finite, point)) else "point outside the image"
 
 
 @dataclass(frozen=True)
@@ -67,19 +111,26 @@ class ChosenPrompt:
     Attributes:
         prompt: in source pixels.
         drawn: whether its boxes and points are drawn, not typed.
+        unused: the parameters and graphics that are set or drawn but do not take effect.
     """
 
     prompt: Prompt
     drawn: bool = False
+    unused: tuple[str, ...] = ()
 
     def fit(self, width: int, height: int) -> FittedPrompt:
         """Fit the prompt to an image of ``width`` x ``height`` pixels.
+
+        Warns if typed coordinates look like fractions of the image, see :func:`~.fitting.warn_of_fractions`.
 
         Raises:
             PromptError: see :func:`~.fitting.fit_prompt`; it names the parameter, or the drawn graphic.
         """
         with self.naming_arguments():
-            return fit_prompt(self.prompt, width, height)
+            fitted = fit_prompt(self.prompt, width, height)
+        if not self.drawn:
+            warn_of_fractions(self.prompt, width, height, _TYPED)
+        return fitted
 
     def naming_arguments(self) -> contextlib.AbstractContextManager[None]:
         """Return a context in which errors about the prompt name the parameter, or the drawn graphic."""
@@ -94,10 +145,10 @@ class PromptStrings:
         input_text: a noun phrase, or several, ``["shoe", "person"]``.
         input_box: boxes ``[[x1, y1, x2, y2], ...]`` or a single ``[x1, y1, x2, y2]``.
         input_box_label: labels ``[1, 0, ...]`` that turn the boxes into examples; if no box is typed, the drawn
-            rectangles.
+            rectangles. A bare ``1`` labels all of them.
         input_point: points ``[[x, y], ...]`` or a single ``[x, y]``.
         input_point_label: labels ``[1, 0, ...]`` of the typed points; if neither points nor boxes are typed, of the
-            drawn points.
+            drawn points. A bare ``1`` labels all of them.
     """
 
     input_text: str = ""
@@ -110,24 +161,40 @@ class PromptStrings:
         """Return the prompt that takes effect, or None if there is nothing to segment.
 
         Phrases and example boxes take precedence over boxes and points of single objects; of these, typed ones take
-        precedence over drawn ones. One logged warning names what is ignored.
+        precedence over drawn ones. Logged warnings name what is ignored, and so does :attr:`ChosenPrompt.unused`.
+        Parameters that are ignored may be invalid.
 
         Raises:
-            PromptError: a parameter that takes effect cannot be used.
+            PromptError: a parameter that takes effect cannot be used, or nothing that is drawn can be used.
         """
         drawing = drawing or Drawing()
         concepts = self._concepts(drawing)
-        if concepts:
-            self._warn_of_unused(concepts, drawing)
-            return concepts
-        return self._outline(drawing)
+        if concepts is None:
+            return self._outline(drawing)
+        if concepts.unused:
+            labelled = bool(concepts.prompt.boxes)
+            reason = "input_box_label is set, so boxes are examples" if labelled else "input_text is set"
+            logger.warning("%s. Ignored: %s.", reason, ", ".join(concepts.unused))
+        return concepts
+
+    def labels_without_use(self, *, boxes: bool = False, points: bool = False) -> tuple[str, ...]:
+        """Return the labels that are set although there is nothing that they label.
+
+        Args:
+            boxes: whether there are boxes that ``input_box_label`` labels.
+            points: whether there are points that ``input_point_label`` labels.
+        """
+        return (
+            *(["input_box_label (no boxes)"] if not boxes and not is_blank(self.input_box_label) else []),
+            *(["input_point_label (no points)"] if not points and not is_blank(self.input_point_label) else []),
+        )
 
     def errors(self) -> dict[str, str]:
         """Return the error of each parameter that cannot be used, by name, to show while the user types.
 
-        Labels without boxes or points are not an error: the user may draw the boxes or points later.
+        A parameter that a run ignores is included if it is invalid in itself. Labels without boxes or points are not an
+        error: the user may draw the boxes or points later.
         """
-        nothing_typed = is_blank(self.input_box) and is_blank(self.input_point)
         errors: dict[str, str] = {}
         for check in (
             lambda: self._concept_prompt(parse_phrases(self.input_text), (), ()),
@@ -135,8 +202,8 @@ class PromptStrings:
             lambda: parse_box_labels(self.input_box_label),
             lambda: parse_points(self.input_point),
             lambda: parse_point_labels(self.input_point_label),
-            lambda: nothing_typed or self._outline_points(),
-            lambda: is_blank(self.input_box) or self._concepts(Drawing()),
+            lambda: self._point_labels(len(parse_points(self.input_point)), FOREGROUND),
+            lambda: self._concepts(Drawing()),
         ):
             try:
                 check()
@@ -145,40 +212,100 @@ class PromptStrings:
         return errors
 
     def _concepts(self, drawing: Drawing) -> ChosenPrompt | None:
-        labels = parse_box_labels(self.input_box_label)
-        boxes = parse_boxes(self.input_box) if labels else ()
-        drawn = bool(labels and not boxes and drawing)
+        phrases = parse_phrases(self.input_text)
+        boxes = () if is_blank(self.input_box_label) else parse_boxes(self.input_box)
+        drawn = bool(drawing.rectangles) and not boxes and not is_blank(self.input_box_label)
         if drawn:
             boxes = drawing.rectangles
-        prompt = self._concept_prompt(parse_phrases(self.input_text), boxes, labels, drawn)
-        return ChosenPrompt(prompt, drawn) if prompt else None
+        labels = self._box_labels(len(boxes))
+        unused_labels = self.labels_without_use(
+            boxes=bool(boxes), points=bool(drawing.points) or not is_blank(self.input_point)
+        )
+        if drawn:
+            boxes = _compress(boxes, drawing.usable_rectangles)
+            usable_labels = _compress(labels, drawing.usable_rectangles)
+            if not phrases and (not boxes or (POSITIVE in labels and POSITIVE not in usable_labels)):
+                raise _drawing_error(drawing)
+            labels = usable_labels
+        prompt = self._concept_prompt(phrases, boxes, labels, drawn)
+        if prompt is None:
+            return None
+        unused = [
+            *(["input_box"] if not boxes and not is_blank(self.input_box) else []),
+            *(["input_point"] if not is_blank(self.input_point) else []),
+            *(["drawn graphics"] if drawing and not drawn else []),
+            *(["drawn points"] if drawing.points and drawn else []),
+            *(_unusable(replace(drawing, points=())) if drawn else []),
+            *unused_labels,
+        ]
+        return ChosenPrompt(prompt, drawn, tuple(unused))
 
     def _outline(self, drawing: Drawing) -> ChosenPrompt | None:
         boxes = parse_boxes(self.input_box)
-        drawn = bool(drawing and not boxes and not parse_points(self.input_point))
-        if drawn:
-            boxes = drawing.rectangles
-        elif drawing:
+        points = parse_points(self.input_point) if len(boxes) < 2 else ()
+        if drawing and not boxes and not points:
+            return self._drawn_outline(drawing)
+        labels = self._point_labels(len(points), FOREGROUND)
+        unused = []
+        if drawing:
             logger.warning("input_box or input_point is set, so drawn graphics are ignored.")
-        points, labels = self._outline_points(drawing if drawn else None)
-        if points and len(boxes) > 1:
-            logger.warning("Points refine a single box: with %d boxes, the points are ignored.", len(boxes))
-            points = labels = ()
-        prompt = self._geometric_prompt(boxes, points, labels, drawn)
-        return ChosenPrompt(prompt, drawn) if prompt else None
+            unused.append("drawn graphics")
+        if len(boxes) > 1 and not is_blank(self.input_point):
+            _warn_of_refining(boxes)
+            unused.append("input_point")
+        unused += self._warn_of_labels(points=bool(points) or "input_point" in unused)
+        prompt = self._geometric_prompt(boxes, points, labels)
+        return ChosenPrompt(prompt, unused=tuple(unused)) if prompt else None
 
-    def _outline_points(self, drawing: Drawing | None = None) -> tuple[tuple[Point, ...], tuple[int, ...]]:
-        """Return the points and their labels, checked against each other."""
-        points = drawing.points if drawing else parse_points(self.input_point)
-        default = BACKGROUND if drawing and drawing.rectangles else FOREGROUND
-        labels = parse_point_labels(self.input_point_label) or (default,) * len(points)
-        self._geometric_prompt((), points, labels, bool(drawing))
-        return points, labels
+    def _drawn_outline(self, drawing: Drawing) -> ChosenPrompt | None:
+        boxes = _compress(drawing.rectangles, drawing.usable_rectangles)
+        points: tuple[Point, ...] = ()
+        labels: tuple[int, ...] = ()
+        if len(boxes) < 2:
+            labels = self._point_labels(len(drawing.points), BACKGROUND if boxes else FOREGROUND)
+            points = _compress(drawing.points, drawing.usable_points)
+            labels = _compress(labels, drawing.usable_points)
+        if not boxes and not points:
+            raise _drawing_error(drawing)
+        unused = list(_unusable(drawing if len(boxes) < 2 else replace(drawing, points=())))
+        if unused:
+            logger.warning(
+                "Ignored: %s. Rectangles, ellipses and polygons are used as boxes, points as points.", ", ".join(unused)
+            )
+        if len(boxes) > 1 and drawing.points:
+            _warn_of_refining(boxes)
+            unused.append("drawn points")
+        unused += self._warn_of_labels(points=bool(drawing.points))
+        prompt = self._geometric_prompt(boxes, points, labels, drawn=True)
+        return ChosenPrompt(prompt, True, tuple(unused)) if prompt else None
+
+    def _warn_of_labels(self, *, points: bool) -> tuple[str, ...]:
+        """Warn of labels without boxes or points, and return them."""
+        unused = self.labels_without_use(points=points)
+        if unused:
+            logger.warning("Ignored: %s.", ", ".join(unused))
+        return unused
+
+    def _box_labels(self, boxes: int) -> tuple[int, ...]:
+        """Return one label per box; if there are no boxes, the labels may be invalid."""
+        if not boxes:
+            return ()
+        labels = parse_box_labels(self.input_box_label, boxes)
+        with _naming(_TYPED, {"box_labels": self.input_box_label}):
+            return checked_labels("box_labels", labels, boxes)
+
+    def _point_labels(self, points: int, default: int) -> tuple[int, ...]:
+        """Return one label per point; if there are no points, the labels may be invalid."""
+        if not points:
+            return ()
+        labels = parse_point_labels(self.input_point_label, points) or (default,) * points
+        with _naming(_TYPED, {"point_labels": self.input_point_label}):
+            return checked_labels("point_labels", labels, points)
 
     def _concept_prompt(
         self, phrases: tuple[str, ...], boxes: tuple[Box, ...], labels: tuple[int, ...], drawn: bool = False
     ) -> ConceptPrompt | None:
-        if not (phrases or boxes or labels):
+        if not (phrases or boxes):
             return None
         typed = {"phrases": self.input_text, "box_labels": self.input_box_label}
         with _naming(_DRAWN if drawn else _TYPED, typed):
@@ -187,31 +314,16 @@ class PromptStrings:
     def _geometric_prompt(
         self, boxes: tuple[Box, ...], points: tuple[Point, ...], labels: tuple[int, ...], drawn: bool = False
     ) -> GeometricPrompt | None:
-        if not (boxes or points or labels):
+        if not (boxes or points):
             return None
-        typed = {"point_labels": self.input_point_label}
-        with _naming(_DRAWN if drawn else _TYPED, typed):
+        with _naming(_DRAWN if drawn else _TYPED):
             return GeometricPrompt(boxes, points, labels)
-
-    def _warn_of_unused(self, concepts: ChosenPrompt, drawing: Drawing) -> None:
-        has_boxes = bool(concepts.prompt.boxes)
-        unused = [
-            name
-            for name, given in (
-                ("input_box", not has_boxes and not is_blank(self.input_box)),
-                ("input_point", not is_blank(self.input_point)),
-                ("drawn graphics", drawing and not concepts.drawn),
-                ("drawn points", drawing.points and concepts.drawn),
-            )
-            if given
-        ]
-        if unused:
-            reason = "input_box_label is set, so boxes are examples" if has_boxes else "input_text is set"
-            logger.warning("%s. Ignored: %s.", reason, ", ".join(unused))
 
 
 def parse_phrases(text: str) -> tuple[str, ...]:
     """Read noun phrases from ``["shoe", "person"]``; anything else is one phrase, and blank text is none.
+
+    Quotation marks around a single phrase are removed.
 
     Raises:
         PromptError: the text begins like a list, but is not a list of strings.
@@ -220,7 +332,8 @@ def parse_phrases(text: str) -> tuple[str, ...]:
     if not stripped:
         return ()
     if stripped[0] not in "[(":
-        return (text,)
+        phrase = _without_quotation_marks(stripped)
+        return (phrase,) if phrase.strip() else ()
     try:
         phrases = read_literal(stripped)
     except ValueError:
@@ -253,32 +366,59 @@ def parse_points(text: str) -> tuple[Point, ...]:
     return _parse_rows("input_point", text, 2, POINTS_EXPECTED)
 
 
-def parse_box_labels(text: str) -> tuple[int, ...]:
-    """Read labels from ``[1, 0, ...]``, or a bare ``1`` or ``0``; blank text or ``[]`` is none.
+def parse_box_labels(text: str, boxes: int = 1) -> tuple[int, ...]:
+    """Read labels from ``[1, 0, ...]``, or a bare ``1`` or ``0`` for all ``boxes``; blank text or ``[]`` is none.
+
+    True and False are read as 1 and 0.
 
     Raises:
         PromptError: the text is something else.
     """
-    return _parse_labels("input_box_label", text, BOX_LABELS_EXPECTED)
+    return _parse_labels("input_box_label", text, boxes, BOX_LABELS_EXPECTED)
 
 
-def parse_point_labels(text: str) -> tuple[int, ...]:
-    """Read labels from ``[1, 0, ...]``, or a bare ``1`` or ``0``; blank text or ``[]`` is none.
+def parse_point_labels(text: str, points: int = 1) -> tuple[int, ...]:
+    """Read labels from ``[1, 0, ...]``, or a bare ``1`` or ``0`` for all ``points``; blank text or ``[]`` is none.
+
+    True and False are read as 1 and 0.
 
     Raises:
         PromptError: the text is something else.
     """
-    return _parse_labels("input_point_label", text, POINT_LABELS_EXPECTED)
+    return _parse_labels("input_point_label", text, points, POINT_LABELS_EXPECTED)
 
 
 def is_blank(text: str) -> bool:
     """Return whether a parameter is empty."""
-    return text.strip() in ("", "[]", "()")
+    return "".join(text.split()) in ("", "[]", "()")
 
 
-def _parse_labels(parameter: str, text: str, expected: str) -> tuple[int, ...]:
+def _without_quotation_marks(phrase: str) -> str:
+    """Return what is between quotation marks around a whole phrase, not around parts of it."""
+    inside = phrase[1:-1]
+    is_quoted = len(phrase) > 1 and phrase[-1] in _CLOSING.get(phrase[0], "") and not QUOTATION_MARKS.search(inside)
+    return inside if is_quoted else phrase
+
+
+def _compress(items: Iterable[Item], selected: Iterable[bool]) -> tuple[Item, ...]:
+    return tuple(itertools.compress(items, selected))
+
+
+def _unusable(drawing: Drawing) -> tuple[str, ...]:
+    return tuple(f"drawn {what}" for what in drawing.unusable)
+
+
+def _drawing_error(drawing: Drawing) -> PromptError:
+    return PromptError("drawn graphics", ", ".join(drawing.unusable), f"this cannot be used; {_DRAWING_EXPECTED}")
+
+
+def _warn_of_refining(boxes: Sequence[Box]) -> None:
+    logger.warning("Points refine a single box: with %d boxes, the points are ignored.", len(boxes))
+
+
+def _parse_labels(parameter: str, text: str, labelled: int, expected: str) -> tuple[int, ...]:
     value = _parse(parameter, text, expected)
-    labels = value if isinstance(value, list | tuple) else (value,)
+    labels = value if isinstance(value, list | tuple) else (value,) * labelled
     for label in labels:
         if not is_label(label):
             raise PromptError(parameter, text, f"{quote(label)} is not a label; {expected}")

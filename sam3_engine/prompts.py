@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .arrays import to_plain
 from .errors import PromptError, quote
 
 Point = tuple[float, float]
@@ -33,17 +34,20 @@ BOX_LABELS_EXPECTED = "expected a list with one label per box, 1 for a positive 
 POINT_LABELS_EXPECTED = "expected a list with one label per point, 1 for foreground and 0 for background"
 
 _MAX_PHRASE_LENGTH = 1000  # far more than the 30 tokens that SAM 3 reads, and still fast to tokenize
+QUOTATION_MARKS = re.compile(r"""["“”„«»]|(?<!\w)['‘]""")  # an apostrophe follows a letter
 
 
 @dataclass(frozen=True)
 class ConceptPrompt:
     """Segment every instance of one or more concepts, named by phrases or shown by example boxes.
 
+    Lists, arrays and tensors are accepted too, and converted to tuples.
+
     Attributes:
         phrases: noun phrases, each a separate concept; at most one with example boxes. White space is collapsed, and a
             repeated phrase counts once.
         boxes: example boxes ``(x1, y1, x2, y2)`` in source pixels.
-        box_labels: one per box, 1 for a positive and 0 for a negative example.
+        box_labels: one per box, 1 or True for a positive and 0 or False for a negative example.
 
     Raises:
         PromptError: there is nothing to segment, or a value cannot be used; see the message.
@@ -59,7 +63,7 @@ class ConceptPrompt:
             raise TypeError(f"phrases = {self.phrases!r}: expected a tuple of strings")
         _set(self, phrases=_checked_phrases(self.phrases))
         _set(self, boxes=_checked_boxes(self.boxes))
-        _set(self, box_labels=_checked_labels("box_labels", self.box_labels, len(self.boxes)))
+        _set(self, box_labels=checked_labels("box_labels", self.box_labels, len(self.boxes)))
         if self.boxes and len(self.phrases) > 1:
             reason = f"example boxes work with one phrase or none, not with {len(self.phrases)}"
             raise PromptError("phrases", list(self.phrases), reason)
@@ -79,10 +83,12 @@ class ConceptPrompt:
 class GeometricPrompt:
     """Segment one object by points and at most one box, or several objects by one box each.
 
+    Lists, arrays and tensors are accepted too, and converted to tuples.
+
     Attributes:
         boxes: ``(x1, y1, x2, y2)`` in source pixels, one per object.
         points: ``(x, y)`` in source pixels; with one box they refine it, with more they are an error.
-        point_labels: one per point, 1 foreground, 0 background.
+        point_labels: one per point, 1 or True for foreground, 0 or False for background.
 
     Raises:
         PromptError: there is nothing to segment, or a value cannot be used; see the message.
@@ -95,7 +101,7 @@ class GeometricPrompt:
     def __post_init__(self) -> None:
         _set(self, boxes=_checked_boxes(self.boxes))
         _set(self, points=_checked_rows("points", self.points, 2, POINTS_EXPECTED))
-        _set(self, point_labels=_checked_labels("point_labels", self.point_labels, len(self.points)))
+        _set(self, point_labels=checked_labels("point_labels", self.point_labels, len(self.points)))
         if self.points and len(self.boxes) > 1:
             raise PromptError("points", self.points, f"points refine a single box, not {len(self.boxes)} boxes")
         if not (self.boxes or self.points):
@@ -111,8 +117,8 @@ Prompt = ConceptPrompt | GeometricPrompt
 
 
 def is_label(value: object) -> bool:
-    """Return whether ``value`` is the number 0 or 1."""
-    return is_finite(value) and value in (0, 1)
+    """Return whether ``value`` is the number 0 or 1, or a boolean."""
+    return isinstance(value, bool) or (is_finite(value) and value in (0, 1))
 
 
 def is_finite(value: object) -> bool:
@@ -123,6 +129,11 @@ def is_finite(value: object) -> bool:
         return math.isfinite(value)  # type: ignore[arg-type]
     except (OverflowError, TypeError, ValueError):  # an integer beyond the range of floats; not a number
         return False
+
+
+def is_plain_phrase(phrase: str) -> bool:
+    """Return whether a phrase has no comma, no quotation mark and no dot at its end."""
+    return not (phrase.endswith(".") or "," in phrase or QUOTATION_MARKS.search(phrase))
 
 
 def in_brackets(values: Sequence[float]) -> str:
@@ -136,7 +147,7 @@ def _set(prompt: object, **fields: Any) -> None:
 
 
 def _checked_phrases(phrases: Iterable[str]) -> tuple[str, ...]:
-    phrases = list(phrases)
+    phrases = list(map(to_plain, phrases))
     for phrase in phrases:
         if not isinstance(phrase, str):
             raise PromptError("phrases", phrases, f"{quote(phrase)} is not a phrase; {PHRASES_EXPECTED}")
@@ -161,8 +172,8 @@ def _checked_boxes(boxes: Iterable[Sequence[float]]) -> tuple[Box, ...]:
 
 def _checked_rows(argument: str, rows: Iterable[Sequence[float]], length: int, expected: str) -> tuple[Any, ...]:
     checked = []
-    for row in rows:
-        if not isinstance(row, Sized):
+    for row in map(to_plain, rows):
+        if not isinstance(row, Collection):
             raise PromptError(argument, row, f"this is not a list of {length} numbers; {expected}")
         if len(row) != length:
             raise PromptError(argument, row, f"there are {len(row)} numbers, not {length}; {expected}")
@@ -173,8 +184,18 @@ def _checked_rows(argument: str, rows: Iterable[Sequence[float]], length: int, e
     return tuple(checked)
 
 
-def _checked_labels(argument: str, labels: Iterable[int], labelled: int) -> tuple[int, ...]:
-    labels = list(labels)
+def checked_labels(argument: str, labels: Iterable[int], labelled: int) -> tuple[int, ...]:
+    """Return labels as the numbers 0 and 1.
+
+    Args:
+        argument: "box_labels" or "point_labels".
+        labels: 0, 1 or booleans.
+        labelled: number of boxes or points that they label.
+
+    Raises:
+        PromptError: a label is invalid, or their number is not ``labelled``.
+    """
+    labels = list(map(to_plain, labels))
     noun, expected = ("box", BOX_LABELS_EXPECTED) if argument == "box_labels" else ("point", POINT_LABELS_EXPECTED)
     for label in labels:
         if not is_label(label):

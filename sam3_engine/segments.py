@@ -26,7 +26,8 @@ class Segment:
     Attributes:
         mask_logits: (h, w) at the network's mask resolution, covering the whole image, in the network's dtype.
         width, height: of the source image, in pixels.
-        score: 0..1. Instances: SAM 3's confidence. Points and boxes: its estimate of the mask's IoU.
+        score: instances: SAM 3's confidence, 0..1. Points and boxes: its estimate of the mask's IoU, 0..1; that of SAM
+            3.1 may be outside this range.
         label: the phrase, or "object".
         detected_box: the detector's (x1, y1, x2, y2) in source pixels, clipped to the image; instances only.
     """

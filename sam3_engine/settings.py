@@ -30,6 +30,8 @@ class Settings:
         confidence_threshold: 0..1, text and example boxes only; keep instances that score strictly above it.
         iou_threshold: 0..1, text and example boxes only; of two instances whose mask IoU exceeds it, keep the
             one with the higher score.
+        min_region_percent: 0..100, share of a mask's area; drop connected parts of the mask that are smaller, and fill
+            holes that are smaller.
         input_text, input_box, input_box_label, input_point, input_point_label: the prompt as typed, see
             :class:`~.prompt_strings.PromptStrings`.
         multimask_output: points and boxes only; return three candidate masks per object.
@@ -43,6 +45,7 @@ class Settings:
     input_size_percent: int = 100
     confidence_threshold: float = 0.5
     iou_threshold: float = 1.0
+    min_region_percent: float = 0.0
     input_text: str = ""
     input_box: str = ""
     input_box_label: str = ""
@@ -77,7 +80,13 @@ class Settings:
     @property
     def options(self) -> Options:
         """What the engine needs besides the image and the prompt."""
-        return Options(self.confidence_threshold, self.iou_threshold, self.multimask_output, self.input_size_percent)
+        return Options(
+            confidence_threshold=self.confidence_threshold,
+            iou_threshold=self.iou_threshold,
+            multimask=self.multimask_output,
+            size_percent=self.input_size_percent,
+            min_region_percent=self.min_region_percent,
+        )
 
     @contextlib.contextmanager
     def naming_weights(self) -> Iterator[None]:
@@ -149,6 +158,13 @@ def _read_fraction(name: str, text: str) -> float:
     return fraction
 
 
+def _read_area_percent(name: str, text: str) -> float:
+    percent = _read_number(text)
+    if not 0 <= percent <= 100:
+        raise ValueError(f"{name} = {quote(text)}: expected a number from 0 to 100.")
+    return percent
+
+
 def _read_number(text: str) -> float:
     try:
         return float(text)
@@ -165,6 +181,7 @@ _READERS: dict[str, Callable[[str, str], Any]] = {
     "input_size_percent": _read_percent,
     "confidence_threshold": _read_fraction,
     "iou_threshold": _read_fraction,
+    "min_region_percent": _read_area_percent,
     "input_text": _read_text,
     "input_box": _read_text,
     "input_box_label": _read_text,

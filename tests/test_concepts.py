@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from ikomia import dataprocess
 from ikomia.dataprocess.workflow import Workflow
+from skimage.color import deltaE_ciede2000, rgb2lab
 
 from sam3_engine.random_weights import SMALL
 from testbed.plugin import PLUGIN, Plugin
@@ -112,7 +113,7 @@ def test_the_mask_holds_the_255_best_and_one_warning_gives_the_total(plugin, pho
     assert count == 300
     assert len(output.get_class_names()) == 256
     told = "300 instances were found, but a mask can hold only 255: it contains those with the highest scores."
-    assert warnings_of(caplog) == [told]
+    assert warnings_of(caplog)[1:] == [told]  # the first is that all queries passed
     every = objects.get_objects()
     assert len(every) == count
     ranked = sorted(every, key=lambda found: -found.confidence)
@@ -129,22 +130,169 @@ def test_each_phrase_has_a_hue_and_its_instances_have_shades_of_it(plugin, photo
     (output,) = plugin.segment(photograph, input_text=phrases, **ALL)
     colours = output.get_colors()[1:]
     assert len({tuple(colour) for colour in colours}) == len(colours) == 21 * SMALL.queries
-    hues = []
+    ranges = []
     for start in range(0, len(colours), SMALL.queries):
         shades = [colorsys.rgb_to_hsv(*(c / 255 for c in colour)) for colour in colours[start : start + SMALL.queries]]
-        of_phrase = [hue for hue, _, _ in shades]
-        assert max(of_phrase) - min(of_phrase) < 0.02
+        offsets = [(hue - shades[0][0] + 0.5) % 1 - 0.5 for hue, _, _ in shades]  # hues are angles
+        assert max(offsets) - min(offsets) < 0.03
         assert all(value > 0.5 for _, _, value in shades)
-        hues.append(np.median(of_phrase))
-    distances = [min(abs(a - b), 1 - abs(a - b)) for a, b in itertools.combinations(hues, 2)]
-    assert min(distances) > 0.02
+        ranges.append((shades[0][0] + min(offsets), shades[0][0] + max(offsets)))
+    ranges.sort()
+    gaps = [after[0] - before[1] for before, after in itertools.pairwise([*ranges, (ranges[0][0] + 1, None)])]
+    assert min(gaps) > 0
     assert plugin.segment(photograph, input_text=phrases, **ALL)[0].get_colors()[1:] == colours
 
 
 def test_shades_of_many_instances_are_distinct(plugin):
     outputs = importlib.import_module(f"{PLUGIN}.{PLUGIN}_outputs")
-    shades = {tuple(outputs._shade(concept, index)) for concept in range(3) for index in range(200)}
+    shades = {tuple(outputs._shade(concept, index, 3)) for concept in range(3) for index in range(200)}
     assert len(shades) == 600
+
+
+def least_difference(colours):
+    """Return the smallest CIEDE2000 difference of two of some RGB colors; from about 2 on, people see one."""
+    lab = rgb2lab(np.array(colours, np.uint8)[np.newaxis])[0]
+    return min(deltaE_ciede2000(one, other) for one, other in itertools.combinations(lab, 2))
+
+
+@pytest.mark.parametrize(("phrases", "least"), [(2, 9), (3, 9), (5, 9), (8, 6.5), (13, 5), (30, 4.4)])
+def test_the_first_twelve_instances_of_a_phrase_can_be_told_apart(plugin, phrases, least):
+    outputs = importlib.import_module(f"{PLUGIN}.{PLUGIN}_outputs")
+    for phrase in range(phrases):
+        assert least_difference([outputs._shade(phrase, index, phrases) for index in range(12)]) > least
+
+
+def test_the_first_twelve_objects_of_other_prompts_can_be_told_apart(plugin):
+    outputs = importlib.import_module(f"{PLUGIN}.{PLUGIN}_outputs")
+    assert least_difference([outputs._object_colour(index) for index in range(12)]) > 9
+
+
+# --- what the network cannot read, show or find
+
+LONG_PHRASE = " ".join(["shoe"] * 29 + ["left", "right", "red"])
+
+
+def messages_of(caplog, start):
+    return [message for message in warnings_of(caplog) if message.startswith(start)]
+
+
+def test_one_warning_quotes_what_is_read_of_a_phrase_of_more_than_30_tokens(plugin, thumbnail, caplog):
+    def description(phrase):
+        return plugin.segment(thumbnail, input_text=phrase)[0].description.replace(phrase, "")
+
+    read = " ".join(["shoe"] * 29 + ["left"])
+    for _ in range(2):  # the second time, the answer is cached
+        caplog.clear()
+        whole = description(LONG_PHRASE)
+        (warning,) = messages_of(caplog, "The network reads the first 30 tokens")
+        assert warning.endswith(f"It reads: '{read}'.")
+    caplog.clear()
+    plugin.algorithm._predictor.encode_image(thumbnail).detections.clear()  # only the text encoder's output is cached
+    assert description(LONG_PHRASE) == whole
+    assert len(messages_of(caplog, "The network reads")) == 1
+    caplog.clear()
+    assert description(read) == whole  # the end has no effect
+    assert messages_of(caplog, "The network reads") == []
+
+
+@pytest.mark.parametrize(
+    ("phrase", "too_long"),
+    [
+        ("shoe " * 30, False),
+        ("shoe " * 31, True),
+        ("x" * 30, False),
+        ("shoe, " * 15, False),
+        ("shoe, " * 16, True),
+        ("1234567890" * 3, False),
+        ("1234567890" * 3 + "1", True),
+        ("&hellip;" * 30, False),  # HTML entities are read as characters
+        ("🫨" * 20, True),  # several tokens each
+    ],
+)
+def test_tokens_are_counted_as_the_text_encoder_counts_them(plugin, thumbnail, caplog, phrase, too_long):
+    plugin.segment(thumbnail, input_text=phrase)
+    assert len(messages_of(caplog, "The network reads")) == too_long
+
+
+def test_several_long_phrases_cause_one_warning(plugin, thumbnail, caplog):
+    plugin.segment(thumbnail, input_text=[f"{number} {LONG_PHRASE}" for number in range(5)])
+    (warning,) = messages_of(caplog, "The network reads")
+    assert warning.endswith("shoe' and 2 more.")
+
+
+def test_if_all_queries_pass_the_threshold_a_warning_says_that_there_may_be_more(plugin, thumbnail, caplog):
+    plugin.segment(thumbnail, input_text=list(LABELS), **ALL)
+    (warning,) = messages_of(caplog, f"All {SMALL.queries} instances that the network can return")
+    assert warning.endswith("Concepts: 'shoe', 'yellow school bus', 'hat'.")
+    assert "score above 0: there may be more. Crop the image or name something more specific" in warning
+
+    (output,) = plugin.segment(thumbnail, input_text="shoe", **ALL)
+    lowest = scores_of(output.description)[-1]
+    caplog.clear()
+    (output,) = plugin.segment(thumbnail, input_text="shoe", confidence_threshold=lowest + 0.002)
+    assert 0 < len(output.get_class_names()) - 1 < SMALL.queries
+    assert warnings_of(caplog) == []
+    plugin.segment(thumbnail, input_box=BOX, input_box_label=1, **ALL)
+    assert messages_of(caplog, "All ")[0].endswith("Concepts: 'object'.")
+
+
+@pytest.mark.parametrize("phrase", ["shoe, hat", "a red shoe.", 'the "red" shoe', "the 'red' shoe"])
+def test_if_an_unusual_phrase_finds_nothing_the_description_says_what_is_expected(plugin, thumbnail, caplog, phrase):
+    expected = 'expected a noun phrase, or a list of noun phrases ["shoe", "person"]'
+    (output,) = plugin.segment(thumbnail, input_text=phrase, confidence_threshold=1)
+    assert output.description == f"no {phrase} found ({expected})"
+    assert warnings_of(caplog) == [f"Nothing was found for {phrase!r}; {expected}."]
+    (output,) = plugin.segment(thumbnail, input_text=["hat", phrase], confidence_threshold=1)
+    assert output.description == f"no hat found; no {phrase} found ({expected})"
+    caplog.clear()
+    (output,) = plugin.segment(thumbnail, input_text=phrase, **ALL)
+    assert "expected" not in output.description
+    assert messages_of(caplog, "Nothing was found") == []
+
+
+def test_a_plain_phrase_that_finds_nothing_needs_no_explanation(plugin, thumbnail, caplog):
+    (output,) = plugin.segment(thumbnail, input_text="driver's seat", confidence_threshold=1)
+    assert output.description == "no driver's seat found"
+    assert warnings_of(caplog) == []
+
+
+def test_quotation_marks_around_a_whole_phrase_do_not_change_it(plugin, thumbnail):
+    (plain,) = plugin.segment(thumbnail, input_text="shoe", **ALL)
+    wanted = plain.get_mask(), plain.description
+    for quoted in ('"shoe"', "'shoe'", "“shoe”"):
+        (output,) = plugin.segment(thumbnail, input_text=quoted, **ALL)
+        assert np.array_equal(output.get_mask(), wanted[0])
+        assert output.description == wanted[1]
+
+
+# --- what is set but not used
+
+
+def test_labels_without_boxes_are_named_in_the_description(plugin, thumbnail, caplog):
+    (output,) = plugin.segment(thumbnail, input_text="shoe", input_box_label=[7], confidence_threshold=1)
+    assert output.description == "no shoe found; not used: input_box_label (no boxes)"
+    (output,) = plugin.segment(thumbnail, input_box_label=[1])
+    assert output.description == "nothing to segment: no prompt; not used: input_box_label (no boxes)"
+    assert not output.get_mask().any()
+    assert warnings_of(caplog)[-1].startswith("Nothing to segment")
+
+
+def test_every_mask_output_names_what_is_not_used(plugin, thumbnail):
+    boxes = [[5, 5, 60, 60], [20, 20, 150, 100]]
+    outputs = plugin.segment(thumbnail, input_box=boxes, input_point=[[30, 30]], multimask_output=True)
+    assert len(outputs) == 6
+    assert all(output.description.endswith("; not used: input_point") for output in outputs)
+    outputs = plugin.segment(thumbnail, input_box=boxes, multimask_output=True)
+    assert not any("not used" in output.description for output in outputs)
+
+
+@pytest.mark.parametrize("label", [1, "1"])
+def test_a_bare_label_makes_every_box_an_example(plugin, photograph, label):
+    (listed,) = plugin.segment(photograph, input_box=BOXES, input_box_label=[1, 1, 1], **ALL)
+    mask, description = listed.get_mask(), listed.description
+    (output,) = plugin.segment(photograph, input_box=BOXES, input_box_label=label, **ALL)
+    assert np.array_equal(output.get_mask(), mask)
+    assert output.description == description
 
 
 # --- example boxes
@@ -181,7 +329,6 @@ def test_drawn_rectangles_can_be_examples(workflow, algorithm, photograph):
     [
         ({"input_box": BOXES, "input_box_label": [1, 0]}, "input_box_label"),
         ({"input_box": BOX, "input_box_label": [0]}, "input_box_label"),
-        ({"input_box_label": [1]}, "input_box_label"),
         ({"input_text": ["shoe", "hat"], "input_box": BOX, "input_box_label": [1]}, "input_text"),
         ({"input_box": [[700, 500, 800, 600]], "input_box_label": [1]}, "input_box"),
         ({"input_text": '["shoe", "hat"'}, "input_text"),

@@ -280,7 +280,7 @@ import numpy as np
 image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
 plugin = Plugin(model_weight_file=CHECKPOINT, cuda=False)
 plugin.load()
-plugin.segment(image, input_text=["shoe", "hat"], confidence_threshold=0.0, instance_output=True)
+plugin.segment(image, input_text=["shoe", "hat"], confidence_threshold=0.3, instance_output=True)
 plugin.segment(image, input_box=[[5, 5, 40, 50], [1, 1, 20, 20]])
 plugin.segment(image, input_point=[[5, 5]], multimask_output=True)
 try:

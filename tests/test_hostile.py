@@ -51,8 +51,8 @@ WRONG_POINTS = [
     *("[[80, 5]]", "[[5, 60]]", "[[-1, 5]]", "[[5, -0.5]]", "[[1e300, 5]]", "[[5, 5], [5, 500]]"),
 ]
 WRONG_POINT_LABELS = [
-    *(text for text in NOT_LISTS if text not in ("[]",)),
-    *(f"[{item}]" for item in NOT_NUMBERS if item not in ("[1]",)),
+    *(text for text in NOT_LISTS if text not in ("[]", "true")),
+    *(f"[{item}]" for item in NOT_NUMBERS if item not in ("[1]", "true")),
     *("2", "[2]", "[-1]", "[0.5]", "[1, 1]", "[[1]]", "[" + "1, " * 5000 + "1]"),
 ]
 WRONG_TEXTS = [
@@ -73,6 +73,7 @@ WRONG_VALUES = [
     *({"input_size_percent": text} for text in ("0", "101", "-5", "12.5", "", "x", "nan", "inf", "1e9", "50 %")),
     *({"confidence_threshold": text} for text in ("-0.1", "1.1", "", "x", "nan", "inf", "0,5", "[0.5]")),
     *({"iou_threshold": text} for text in ("-0.1", "1.1", "", "x", "nan", "inf", "0,5")),
+    *({"min_region_percent": text} for text in ("-0.1", "100.1", "", "x", "nan", "inf", "0,5", "5 %")),
     *({"model_input_size": text} for text in ("-14", "1", "111", "2017", "504.5", "", "x", "nan", "1e9")),
     *({name: text} for name in ("cuda", "multimask_output", "instance_output") for text in ("", "2", "maybe", "None")),
 ]

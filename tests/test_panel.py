@@ -23,6 +23,7 @@ EVERYTHING = {
     "input_text": "shoe",
     "confidence_threshold": 0.25,
     "iou_threshold": 0.75,
+    "min_region_percent": 1.25,
     "input_box": "[[5, 6, 7, 8]]",
     "input_box_label": "[1]",
     "input_point": "[[1, 2]]",
@@ -88,6 +89,7 @@ def test_a_new_panel_shows_the_defaults_and_marks_nothing(use_panel):
         "input_text": "",
         "confidence_threshold": "0.500",
         "iou_threshold": "1.000",
+        "min_region_percent": "0.00 %",
         "input_box": "",
         "input_box_label": "",
         "input_point": "",
@@ -132,6 +134,7 @@ def test_a_field_can_be_cleared_and_a_value_reset(use_panel):
     [
         {"cuda": "True"},  # from a workflow made on a machine with a GPU
         {"confidence_threshold": "0.12345"},
+        {"min_region_percent": "0.0125"},
         {"input_box": " [[1, 2,\t3, 4]]"},
         {"model_weight_file": "C:\\weights\\sam3.pt "},
         {"model_weight_file": "facebook/sam3"},
@@ -234,6 +237,7 @@ def test_opening_and_applying_need_neither_torch_nor_sam3(use_panel_in_fresh_pro
         {"input_text": "['shoe', 'hat']", "confidence_threshold": 0.1, "iou_threshold": 0.5},
         {"input_box": "[60, 80, 300, 330]", "input_box_label": "1", "confidence_threshold": 0.1},
         {"input_point": "[[210, 150], [500, 300]]", "input_point_label": "[1, 0]", "model_input_size": 140},
+        {"input_point": "[210, 150]", "min_region_percent": 5},
     ],
 )
 def test_the_applied_values_are_used_by_the_run(use_panel, typed, small_checkpoint, photograph, tmp_path):

@@ -46,6 +46,21 @@ def test_a_prompt_does_not_run_the_image_encoder_again(predictor, embedding, mon
     predictor.segment(embedding, ConceptPrompt(("shoe",)))
 
 
+@pytest.mark.parametrize(
+    ("prompt", "argument"),
+    [
+        (GeometricPrompt(boxes=((0.2, 0.3, 0.6, 0.9),)), "boxes"),
+        (GeometricPrompt(points=((0.5, 0.5),), point_labels=(1,)), "points"),
+        (ConceptPrompt(boxes=((0, 0, 1, 1),), box_labels=(1,)), "boxes"),
+    ],
+)
+def test_fractions_of_the_image_cause_one_warning_that_names_the_argument(
+    predictor, photograph, caplog, prompt, argument
+):
+    predictor.predict(photograph, prompt)
+    assert [message.partition(" = ")[0] for message in caplog.messages if "not fractions" in message] == [argument]
+
+
 def test_a_pil_image_is_the_same_as_its_array(predictor, embedding, photograph):
     picture = PIL.Image.fromarray(photograph)
     same = predictor.encode_image(picture)

@@ -11,6 +11,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,15 +19,17 @@ from sam3_engine.errors import PromptError, quote
 from sam3_engine.fitting import FittedPrompt, fit_prompt
 from sam3_engine.host_state import ignore_warnings
 from sam3_engine.prompt_strings import (
+    ChosenPrompt,
     Drawing,
     PromptStrings,
+    is_blank,
     parse_box_labels,
     parse_boxes,
     parse_phrases,
     parse_point_labels,
     parse_points,
 )
-from sam3_engine.prompts import ConceptPrompt, GeometricPrompt
+from sam3_engine.prompts import ConceptPrompt, GeometricPrompt, is_plain_phrase
 
 PARSERS = {
     "input_box": parse_boxes,
@@ -190,6 +193,11 @@ def test_several_points_keep_their_order(text):
         ("[1, 0, 1]", (1, 0, 1)),
         ("(1, 0, 1)", (1, 0, 1)),
         ("[ 1.0,\n0.0 ]", (1, 0)),
+        ("[True, False]", (1, 0)),
+        ("[true, false]", (1, 0)),
+        ("True", (1,)),
+        ("[np.True_, np.False_]", (1, 0)),
+        ("(np.int64(1), np.uint8(0))", (1, 0)),
     ],
 )
 def test_labels_are_read_in_every_spelling(parameter, text, labels):
@@ -206,7 +214,26 @@ def test_labels_are_read_in_every_spelling(parameter, text, labels):
         ("(red) shoe", ("(red) shoe",)),
         ("('shoe')", ("('shoe')",)),
         ("(shoe, person)", ("(shoe, person)",)),
-        ("'shoe'", ("'shoe'",)),
+        ('"shoe"', ("shoe",)),
+        ("'shoe'", ("shoe",)),
+        (" “red shoe”\n", ("red shoe",)),
+        ("‘shoe’", ("shoe",)),
+        ("„shoe“", ("shoe",)),
+        ("«shoe»", ("shoe",)),
+        ("'driver's seat'", ("driver's seat",)),
+        ('"[shoe]"', ("[shoe]",)),
+        ('""', ()),
+        ("' '", ()),
+        # quotation marks around parts of a phrase
+        ('"shoe", "person"', ('"shoe", "person"',)),
+        ("'red' and 'blue'", ("'red' and 'blue'",)),
+        ("the “red” shoe", ("the “red” shoe",)),
+        ('"shoe', ('"shoe',)),
+        ("shoe'", ("shoe'",)),
+        ("“shoe'", ("“shoe'",)),
+        ('"', ('"',)),
+        ('["\\"shoe\\""]', ('"shoe"',)),
+        ("[np.str_('shoe'), np.str_(\"driver's seat\")]", ("shoe", "driver's seat")),
         ("{1: 2}", ("{1: 2}",)),
         ('["shoe", "person"]', ("shoe", "person")),
         ('["shoe", "person",]', ("shoe", "person")),
@@ -300,7 +327,7 @@ def test_coordinates_are_floats():
         "{",
         "shoe",
         "None",
-        "True",
+        "np.True",
         "nan",
         "[NaN, 1]",
         "NaN",
@@ -390,12 +417,15 @@ def test_wrong_nesting_or_arity_is_refused(parameter, template):
     assert EXPECTED[parameter] in message
 
 
-NOT_A_NUMBER = ["null", "true", "false", '"4"', '""', "{}", "1e999", "-1e999", "1" + "0" * 400, "-1" + "0" * 400]
+NOT_A_NUMBER = ["null", '"4"', '""', "{}", "1e999", "-1e999", "1" + "0" * 400, "-1" + "0" * 400]
+BOOLEANS = ["true", "false", "True", "np.True_"]
 
 
 @pytest.mark.parametrize("parameter", ARITY)
 @pytest.mark.parametrize("template", ["[{}]", "[[{}]]", "(({},),)"])
-@pytest.mark.parametrize("item", [*NOT_A_NUMBER, "[4]", "NaN", "Infinity", "-Infinity"], ids=lambda item: item[:12])
+@pytest.mark.parametrize(
+    "item", [*NOT_A_NUMBER, *BOOLEANS, "[4]", "NaN", "Infinity", "-Infinity"], ids=lambda item: item[:12]
+)
 def test_coordinates_that_are_not_finite_numbers_are_refused(parameter, template, item):
     numbers = [item, "20", "30", "40"][: ARITY[parameter]]
     text = template.format(", ".join(numbers))
@@ -423,13 +453,10 @@ def test_labels_other_than_0_and_1_are_refused(parameter, template, label):
 @pytest.mark.parametrize(
     ("input_box", "input_point", "input_point_label", "counts"),
     [
-        ("", "", "1", (1, 0)),
-        ("", "", "[0, 1]", (2, 0)),
-        ("[1, 2, 3, 4]", "", "1", (1, 0)),
         ("", "[5, 6]", "[1, 1]", (2, 1)),
-        ("", "[[5, 6], [7, 8]]", "1", (1, 2)),
+        ("", "[[5, 6], [7, 8]]", "[1]", (1, 2)),
         ("", "((5, 6), (7, 8))", "(1, 0, 1)", (3, 2)),
-        ("[[1, 2, 3, 4], [5, 6, 7, 8]]", "[[5, 6], [7, 8]]", "[1]", (1, 2)),
+        ("[1, 2, 3, 4]", "[5, 6]", "[1, 1]", (2, 1)),
     ],
 )
 def test_the_number_of_labels_must_match_the_points(input_box, input_point, input_point_label, counts):
@@ -453,34 +480,13 @@ def test_a_typed_box_without_area_is_refused(box):
     assert "with x1 < x2 and y1 < y2" in message
 
 
-@pytest.mark.parametrize("box", NO_AREA)
-def test_a_drawn_rectangle_without_area_is_refused(box):
-    message = refusal(choose, drawing=Drawing((BOX, box)))
-    assert_quotes(message, "drawn rectangle", str(list(box)))
-    assert "with x1 < x2 and y1 < y2" in message
+OUTSIDE = [(WIDTH, 5), (5, HEIGHT), (-0.5, 5), (5, -0.5), (-3, -3), (10**6, 0), (0, 1e300)]
 
 
-@pytest.mark.parametrize("place", range(4))
-def test_a_drawn_rectangle_with_nan_is_refused(place):
-    rectangle = [10.0, 20.0, 30.0, 40.0]
-    rectangle[place] = math.nan
-    message = refusal(choose, drawing=Drawing((tuple(rectangle),)))
-    assert message.startswith("drawn rectangle = ")
-    assert "nan" in message
-
-
-@pytest.mark.parametrize(
-    ("make", "name"),
-    [
-        (lambda point: choose(input_point=str([POINT, point])), "input_point"),
-        (lambda point: choose(drawing=Drawing(points=(POINT, point))), "drawn point"),
-    ],
-    ids=["typed", "drawn"],
-)
-@pytest.mark.parametrize("point", [(WIDTH, 5), (5, HEIGHT), (-0.5, 5), (5, -0.5), (-3, -3), (10**6, 0), (0, 1e300)])
-def test_a_point_outside_the_image_is_refused(make, name, point):
-    message = refusal(make(point).fit, WIDTH, HEIGHT)
-    assert message.startswith(f"{name} = '[")
+@pytest.mark.parametrize("point", OUTSIDE)
+def test_a_typed_point_outside_the_image_is_refused(point):
+    message = refusal(choose(input_point=str([POINT, point])).fit, WIDTH, HEIGHT)
+    assert message.startswith("input_point = '[")
     assert f"expected 0 <= x < {WIDTH} and 0 <= y < {HEIGHT}" in message
 
 
@@ -489,28 +495,20 @@ def test_a_point_on_an_edge_pixel_is_inside_the_image(point):
     assert fit(input_point=str(point)).prompt == chosen_prompt(input_point=str(point))
 
 
-@pytest.mark.parametrize(
-    ("make", "name"),
-    [
-        (lambda box: choose(input_box=str([BOX, box])), "input_box"),
-        (lambda box: choose(drawing=Drawing((BOX, box))), "drawn rectangle"),
-    ],
-    ids=["typed", "drawn"],
-)
-@pytest.mark.parametrize(
-    "box",
-    [
-        (WIDTH, 5, WIDTH + 9, 9),
-        (5, HEIGHT, 9, HEIGHT + 9),
-        (-9, 5, 0, 9),
-        (5, -9, 9, 0),
-        (-9, -9, -1, -1),
-        (700, 500, 800, 600),
-    ],
-)
-def test_a_box_entirely_outside_the_image_is_refused(make, name, box):
-    message = refusal(make(box).fit, WIDTH, HEIGHT)
-    assert_quotes(message, name, str(list(box)))
+BOXES_OUTSIDE = [
+    (WIDTH, 5, WIDTH + 9, 9),
+    (5, HEIGHT, 9, HEIGHT + 9),
+    (-9, 5, 0, 9),
+    (5, -9, 9, 0),
+    (-9, -9, -1, -1),
+    (700, 500, 800, 600),
+]
+
+
+@pytest.mark.parametrize("box", BOXES_OUTSIDE)
+def test_a_typed_box_entirely_outside_the_image_is_refused(box):
+    message = refusal(choose(input_box=str([BOX, box])).fit, WIDTH, HEIGHT)
+    assert_quotes(message, "input_box", str(list(box)))
     assert f"expected a box that overlaps [0, 0, {WIDTH}, {HEIGHT}]" in message
 
 
@@ -675,9 +673,7 @@ def test_labels_turn_boxes_into_examples(caplog, typed, drawn, chosen, left_asid
     ("typed", "drawn", "parameter", "reason"),
     [
         ({"input_box": TYPED_BOX, "input_box_label": "[1, 0]"}, None, "input_box_label", "2 labels for 1 box"),
-        ({"input_box": TWO_BOXES, "input_box_label": "1"}, None, "input_box_label", "1 label for 2 boxes"),
-        ({"input_box_label": "1"}, None, "input_box_label", "1 label for 0 boxes"),
-        ({"input_text": "shoe", "input_box_label": "1"}, None, "input_box_label", "1 label for 0 boxes"),
+        ({"input_box": TWO_BOXES, "input_box_label": "[1]"}, None, "input_box_label", "1 label for 2 boxes"),
         ({"input_box_label": "[1, 0]"}, DRAWN, "input_box_label", "2 labels for 1 box"),
         ({"input_box": TYPED_BOX, "input_box_label": "0"}, None, "input_box_label", "there is no positive example"),
         (
@@ -746,6 +742,175 @@ def test_prompts_accept_lists_and_arrays():
     assert ConceptPrompt(["shoe", " red  hat", "shoe"]) == ConceptPrompt(("shoe", "red hat"))
 
 
+@pytest.mark.parametrize("convert", [np.array, torch.tensor, list], ids=["NumPy", "PyTorch", "lists of scalars"])
+def test_prompts_accept_whole_arrays_and_tensors_and_those_in_lists(convert):
+    points, labels = [POINT, (7.0, 8.0)], [True, False]
+    wanted = GeometricPrompt((BOX,), tuple(points), (1, 0))
+    assert GeometricPrompt(convert([BOX]), convert(points), convert(labels)) == wanted
+    assert GeometricPrompt([convert(BOX)], list(map(convert, points)), list(convert(labels))) == wanted
+    assert ConceptPrompt(np.array(["shoe"]), convert([BOX]), convert(labels[:1])) == ConceptPrompt(
+        ("shoe",), (BOX,), (1,)
+    )
+    assert all(type(label) is int for label in GeometricPrompt((), convert(points), convert(labels)).point_labels)
+
+
+@pytest.mark.parametrize("convert", [list, np.array, torch.tensor])
+def test_booleans_are_labels_but_not_coordinates(convert):
+    assert "'True' is not a finite number" in refusal(GeometricPrompt, (), convert([[True, False]]), (1,))
+
+
+@pytest.mark.parametrize(
+    ("box", "labels", "wanted"),
+    [
+        (TWO_BOXES, "1", ConceptPrompt((), (BOX, OTHER_BOX), (1, 1))),
+        (TWO_BOXES, " 1.0 ", ConceptPrompt((), (BOX, OTHER_BOX), (1, 1))),
+        (TYPED_BOX, "1", ConceptPrompt((), (BOX,), (1,))),
+    ],
+)
+def test_a_bare_label_is_that_of_every_box(box, labels, wanted):
+    assert chosen_prompt(input_box=box, input_box_label=labels) == wanted
+    assert chosen_prompt(input_box_label=labels, drawing=Drawing(wanted.boxes)) == wanted
+
+
+def test_a_bare_0_counts_against_the_phrase_for_every_box():
+    wanted = ConceptPrompt(("shoe",), (BOX, OTHER_BOX), (0, 0))
+    assert chosen_prompt("shoe", TWO_BOXES, "0") == wanted
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_bare_label_is_that_of_every_point(label):
+    prompt = chosen_prompt(input_point="[[5, 6], [7, 8]]", input_point_label=str(label))
+    assert prompt.point_labels == (label, label)
+    drawing = Drawing(points=(POINT, (7.0, 8.0), (9.0, 9.0)))
+    assert chosen_prompt(input_point_label=str(label), drawing=drawing).point_labels == (label,) * 3
+
+
+# --- what is set but not used
+
+
+NO_BOXES, NO_POINTS = "input_box_label (no boxes)", "input_point_label (no points)"
+
+
+@pytest.mark.parametrize("labels", ["1", "[7]", "[1, 0", "shoe"])
+@pytest.mark.parametrize(
+    ("name", "others", "drawing", "prompt", "unused"),
+    [
+        ("input_box_label", {"input_text": "shoe"}, None, ConceptPrompt(("shoe",)), NO_BOXES),
+        ("input_point_label", {"input_text": "shoe"}, None, ConceptPrompt(("shoe",)), NO_POINTS),
+        ("input_box_label", {"input_point": TYPED_POINT}, None, GeometricPrompt((), (POINT,), (1,)), NO_BOXES),
+        ("input_point_label", {"input_box": TYPED_BOX}, None, GeometricPrompt((BOX,)), NO_POINTS),
+        ("input_box_label", {}, Drawing(points=(POINT,)), GeometricPrompt((), (POINT,), (1,)), NO_BOXES),
+        ("input_point_label", {}, DRAWN, GeometricPrompt((OTHER_BOX,)), NO_POINTS),
+    ],
+)
+def test_labels_without_boxes_or_points_are_ignored_even_if_they_are_invalid(
+    caplog, labels, name, others, drawing, prompt, unused
+):
+    chosen = choose(**{name: labels}, **others, drawing=drawing)
+    assert (chosen.prompt, chosen.unused) == (prompt, (unused,))
+    (warning,) = logged_warnings(caplog)
+    assert warning.endswith(f"Ignored: {unused}.")
+
+
+@pytest.mark.parametrize("labels", ["1", "[1, 0]", "[7]"])
+def test_labels_alone_are_nothing_to_segment(caplog, labels):
+    strings = PromptStrings(input_box_label=labels, input_point_label=labels)
+    assert strings.choose() is None
+    assert strings.labels_without_use() == (NO_BOXES, NO_POINTS)
+    assert logged_warnings(caplog) == [f"Ignored: {NO_BOXES}, {NO_POINTS}."]
+
+
+def test_points_that_several_boxes_exclude_may_be_invalid(caplog):
+    chosen = choose(input_box=TWO_BOXES, input_point="[[1, 2", input_point_label="[7]")
+    assert chosen == ChosenPrompt(GeometricPrompt((BOX, OTHER_BOX)), unused=("input_point",))
+    assert len(logged_warnings(caplog)) == 1
+
+
+EVERYTHING_TYPED = {"input_text": "shoe", "input_box": "[", "input_point": "["}
+
+
+@pytest.mark.parametrize(
+    ("typed", "drawing", "unused"),
+    [
+        ({"input_text": "shoe"}, None, ()),
+        (EVERYTHING_TYPED, DRAWN, ("input_box", "input_point", "drawn graphics")),
+        ({"input_text": "shoe"}, Drawing(others=("polyline",)), ("drawn graphics",)),
+        ({"input_box": TYPED_BOX}, DRAWN, ("drawn graphics",)),
+        ({"input_box_label": "1"}, Drawing((BOX,), (POINT,)), ("drawn points",)),
+        ({}, Drawing((BOX, OTHER_BOX), (POINT,)), ("drawn points",)),
+        ({}, DRAWN, ()),
+    ],
+)
+def test_the_chosen_prompt_names_what_is_not_used(typed, drawing, unused):
+    assert choose(**typed, drawing=drawing).unused == unused
+
+
+# --- fractions of the image
+
+
+@pytest.mark.parametrize(
+    ("typed", "named"),
+    [
+        ({"input_box": "[0.2, 0.3, 0.6, 0.9]"}, ["input_box"]),
+        ({"input_box": "[[0, 0, 1, 1]]"}, ["input_box"]),
+        ({"input_box": "[[0, 0, 0.5, 1], [0.5, 0, 1, 1]]"}, ["input_box"]),
+        ({"input_box": "[-0.01, 0.3, 0.6, 0.9]"}, ["input_box"]),
+        ({"input_box": "[0.2, 0.3, 0.6, 0.9]", "input_box_label": "1"}, ["input_box"]),
+        ({"input_text": "shoe", "input_box": "[0.2, 0.3, 0.6, 0.9]", "input_box_label": "0"}, ["input_box"]),
+        ({"input_point": "[0.5, 0.25]"}, ["input_point"]),
+        ({"input_point": "[[0, 0], [0.5, 1]]"}, ["input_point"]),
+        ({"input_box": "[0, 0, 0.5, 0.5]", "input_point": "[0.2, 0.2]"}, ["input_box", "input_point"]),
+        ({"input_box": "[0, 0, 0.5, 0.5]", "input_point": "[20, 20]"}, ["input_box"]),
+        # pixels
+        ({"input_point": "[1, 1]"}, []),
+        ({"input_point": "[[0, 0], [1, 0]]"}, []),
+        ({"input_point": "[[0.5, 0.5], [20, 30]]"}, []),
+        ({"input_box": "[0, 0, 1, 2]"}, []),
+        ({"input_box": "[[0, 0, 1, 1], [10, 10, 30, 30]]"}, []),
+        ({"input_box": "[0, 0, 20, 20]", "input_point": "[1, 1]"}, []),
+        ({"input_text": "shoe"}, []),
+    ],
+)
+def test_typed_fractions_of_the_image_cause_a_warning_that_names_the_parameter(caplog, typed, named):
+    fitted = fit(**typed)
+    assert fitted == fit_prompt(chosen_prompt(**typed), WIDTH, HEIGHT)  # only a warning
+    warnings = [record.getMessage() for record in caplog.records]
+    assert [warning.partition(" = ")[0] for warning in warnings] == named
+    for warning in warnings:
+        assert "coordinates are pixels, not fractions of the image" in warning
+        assert "its width, 640, and y by its height, 427" in warning
+
+
+def test_drawn_graphics_and_images_of_one_pixel_cause_no_warning_of_fractions(caplog):
+    choose(drawing=Drawing(((0, 0, 0.5, 0.5),), ((0.2, 0.2),))).fit(WIDTH, HEIGHT)
+    choose(input_box="[0, 0, 1, 1]", input_point="[0.5, 0.5]").fit(1, 1)
+    assert caplog.records == []
+    choose(input_box="[0, 0, 1, 1]").fit(1, 900)
+    assert len(caplog.records) == 1
+
+
+def test_the_warning_of_fractions_quotes_what_was_typed(caplog):
+    choose(input_box="[[0.2, 0.3, 0.6, 0.9], [0, 0, 1, 1]]").fit(WIDTH, HEIGHT)
+    assert caplog.messages[0].startswith("input_box = '[[0.2, 0.3, 0.6, 0.9], [0, 0, 1, 1]]': ")
+
+
+@pytest.mark.parametrize(
+    ("phrase", "plain"),
+    [
+        ("yellow school bus", True),
+        ("driver's seat", True),
+        ("2.5 inch disk", True),
+        ("shoe, hat", False),
+        ("a shoe.", False),
+        ('the "red" shoe', False),
+        ("the 'red' shoe", False),
+        ("“shoe”", False),
+    ],
+)
+def test_commas_quotation_marks_and_a_final_dot_are_unusual_in_a_phrase(phrase, plain):
+    assert is_plain_phrase(phrase) == plain
+
+
 def test_a_fitted_prompt_is_not_fitted_again():
     fitted = fit_prompt(GeometricPrompt((BOX,)), WIDTH, HEIGHT)
     assert fit_prompt(fitted, WIDTH, HEIGHT) is fitted
@@ -806,8 +971,8 @@ def test_labels_without_typed_points_apply_to_the_drawn_points(caplog, labels):
     prompt = chosen_prompt(input_point_label=labels, drawing=drawing)
     assert prompt == GeometricPrompt((BOX,), drawing.points, (0, 1))
     assert logged_warnings(caplog) == []
-    message = refusal(choose, input_point_label="1", drawing=drawing)
-    assert_quotes(message, "input_point_label", "1")
+    message = refusal(choose, input_point_label="[1]", drawing=drawing)
+    assert_quotes(message, "input_point_label", "[1]")
     assert "1 label for 2 points" in message
 
 
@@ -937,7 +1102,8 @@ def test_any_combination_of_texts_gives_a_prompt_or_a_prompt_error(text, box, bo
     except PromptError as refused:
         assert str(refused).startswith("input_")  # noqa: PT017
     else:
-        assert isinstance(prompt, ConceptPrompt) == bool(phrases_of(text) or parse_box_labels(box_labels))
+        has_boxes = bool(drawn or not is_blank(box))
+        assert isinstance(prompt, ConceptPrompt) == bool(phrases_of(text) or (has_boxes and not is_blank(box_labels)))
         assert drawn is None or prompt is not None
 
 
@@ -949,8 +1115,10 @@ MALFORMED_TOGETHER = [
     ({"input_point": "[1, 2]", "input_point_label": "[1, 0]"}, {"input_point_label": "2 labels for 1 point"}),
     ({"input_point": "[1, 2", "input_point_label": "[1, 0]"}, {"input_point": "cannot be read"}),
     ({"input_point_label": "1"}, {}),  # for a point drawn later
-    ({"input_box": "[1, 2, 3, 4]", "input_point_label": "1"}, {"input_point_label": "1 label for 0 points"}),
-    ({"input_box": "[1, 2", "input_point_label": "1"}, {"input_box": "read", "input_point_label": "for 0 points"}),
+    ({"input_box": "[1, 2, 3, 4]", "input_point_label": "1"}, {}),
+    ({"input_box": "[1, 2", "input_point_label": "1"}, {"input_box": "cannot be read"}),
+    ({"input_point": "[[1, 2], [3, 4]]", "input_point_label": "1"}, {}),
+    ({"input_box": "[[1, 2, 3, 4], [5, 6, 7, 8]]", "input_box_label": "1"}, {}),
     ({"input_text": "x" * 1001, "input_box": "[]"}, {"input_text": "at most 1000 characters"}),
     ({"input_text": "[shoe]"}, {"input_text": "cannot be read"}),
     ({"input_text": '["shoe", "hat"]', "input_box": "[1, 2, 3, 4]"}, {}),
@@ -972,25 +1140,20 @@ def test_the_errors_of_all_parameters_are_reported_together(typed, reasons):
         assert reason in errors[name]
 
 
-def counted(parse, text):
-    try:
-        return len(parse(text))
-    except PromptError:
-        return 0
-
-
 @given(box=ANY_TEXT, box_labels=PHRASES, point=ANY_TEXT, point_labels=ANY_TEXT)
-def test_errors_include_the_one_that_a_run_raises_and_are_empty_otherwise(box, box_labels, point, point_labels):
-    typed = ("", box, box_labels, point, point_labels)
-    errors = PromptStrings(*typed).errors()
-    # as many as labels without boxes or points need
-    rectangles, points = counted(parse_box_labels, box_labels), counted(parse_point_labels, point_labels)
+def test_errors_include_the_one_that_a_run_raises_and_others_only_of_unused_parameters(
+    box, box_labels, point, point_labels
+):
+    strings = PromptStrings("", box, box_labels, point, point_labels)
+    errors = strings.errors()
     try:
-        choose(*typed, Drawing((BOX,) * rectangles, (POINT,) * points))
+        chosen = strings.choose()
     except PromptError as refused:
         assert errors[refused.argument] == str(refused)  # noqa: PT017
     else:
-        assert errors == {}
+        unused = " ".join(chosen.unused if chosen else strings.labels_without_use())
+        # the label of a point is unused with its point
+        assert all(name.removesuffix("_label") in unused for name in errors)
 
 
 NUMBERS = st.integers(-(10**9), 10**9) | st.floats(-1e9, 1e9, allow_subnormal=False)
@@ -1055,6 +1218,9 @@ LONG_TEXTS = {
     "closed commas": lambda n: "(" + ",)" * (n // 2),
     "double quotes": lambda n: '"' * (n // 6 * 6 + 2),  # adjacent empty strings
     "single quotes": lambda n: "'" * (n // 6 * 6 + 2),
+    "a quoted phrase": lambda n: '"' + "x" * n + '"',
+    "numpy strings": lambda n: "[" + "np.str_('" * (n // 9),
+    "numpy strings of both kinds": lambda n: "[" + "np.str_('" + 'np.str_("' * (n // 9),
     "backslashes": lambda n: "\\" * n,
     "quoted backslashes": lambda n: '["(' + "\\" * n + '"]',
     "spaces": lambda n: " " * n,

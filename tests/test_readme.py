@@ -21,7 +21,13 @@ from demo.docs_pictures import COPIES, OVERVIEW
 from sam3_engine.errors import DeviceMemoryError, WeightFileError, WeightsError
 from sam3_engine.settings import Settings
 from sam3_engine.weights import find_checkpoint
-from testbed.layout_files import as_fine_tuned, read_contents, write_torch
+from testbed.layout_files import (
+    as_fine_tuned,
+    as_transformers_click_head,
+    read_contents,
+    write_safetensors,
+    write_torch,
+)
 from testbed.plugin import PLUGIN, REPOSITORY, Plugin
 from testbed.scenes import draw_scene
 
@@ -36,6 +42,8 @@ OUTPUTS = {
     ("docs/engine.md", "Predict"): [None, None],
     ("docs/engine.md", "Prompts"): [None],
     ("docs/engine.md", "Several prompts for one image"): [None],
+    ("docs/engine.md", "Stop early"): [None],
+    ("docs/images.md", "Files"): [None],
     ("docs/outputs.md", "Masks"): [1],
     ("docs/outputs.md", "Objects"): [2],
     ("docs/outputs.md", "Overlays"): [2],
@@ -154,15 +162,20 @@ def test_the_readme_is_short():
 
 TROUBLE = {
     "no such file": {"model_weight_file": "/nowhere/sam3.pt", "input_point": "[5, 5]"},
+    "a folder": {"model_weight_file": "clone", "input_point": "[5, 5]"},
     "a cut download": {"model_weight_file": "cut.pt", "input_point": "[5, 5]"},
     "a hole": {"model_weight_file": "hole.pt", "input_point": "[5, 5]"},
+    "tensors are missing": {"model_weight_file": "missing.pt", "input_point": "[5, 5]"},
+    "unexpected tensors": {"model_weight_file": "changed.pt", "input_point": "[5, 5]"},
     "no click head": {"model_weight_file": "tuned.pt", "input_point": "[5, 5]"},
+    "no detector": {"model_weight_file": "tracker.safetensors", "input_text": "shoe"},
     "malformed": {"input_box": "[[425, 600, 700, 875]"},
     "no area": {"input_box": "[700, 600, 425, 875]"},
     "outside": {"input_point": "[520, 375]"},
     "labels": {"input_point": "[[500, 375], [1125, 625]]", "input_point_label": "[1]"},
     "no GPU": {"cuda": True, "input_point": "[5, 5]"},
     "text before box": {"input_text": "shoe", "input_box": "[1, 1, 50, 50]"},
+    "fractions": {"input_box": "[[0.2, 0.3, 0.6, 0.9]]"},
     "nothing found": {"input_text": "shoe", "confidence_threshold": 1},
 }
 
@@ -175,7 +188,13 @@ def reported(small_checkpoint, monkeypatch, tmp_path, caplog):
     Path("cut.pt").write_bytes(data[:100_000])
     Path("hole.pt").write_bytes(data[:400_000] + bytes(4096) + data[404_096:])
     saved = read_contents(small_checkpoint)
-    write_torch(Path("tuned.pt"), as_fine_tuned(saved.tensors), saved.architecture)
+    tuned = as_fine_tuned(saved.tensors)
+    write_torch(Path("tuned.pt"), tuned, saved.architecture)
+    write_torch(Path("missing.pt"), dict(list(tuned.items())[:-1]), saved.architecture)
+    write_torch(Path("changed.pt"), {**tuned, "adapter.weight": torch.zeros(1)}, saved.architecture)
+    write_safetensors(Path("tracker.safetensors"), as_transformers_click_head(saved.tensors), saved.architecture)
+    Path("clone").mkdir()
+    Path("clone", "sam3.pt").touch()
     told = []
     for parameters in TROUBLE.values():
         plugin = Plugin(model_weight_file=small_checkpoint, cuda=False)
@@ -190,6 +209,7 @@ def reported(small_checkpoint, monkeypatch, tmp_path, caplog):
         ("", LocalEntryNotFoundError("offline")),
         ("owner/repository/sam3.pt", RepositoryNotFoundError("not found", response=refused)),
     ):
+        monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", mock.Mock())
         monkeypatch.setattr("huggingface_hub.hf_hub_download", mock.Mock(side_effect=error))
         monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
         settings = Settings(model_weight_file=weights)

@@ -19,6 +19,7 @@ from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import ConceptPrompt, GeometricPrompt
 from sam3_engine.shared_models import shared_model
 from testbed.direct_use import DirectUse
+from testbed.layout_files import LAYOUTS, read_contents
 from testbed.plugin import PLUGIN
 
 CPU = torch.device("cpu")
@@ -262,6 +263,17 @@ def test_each_set_of_examples_is_detected_once(predictor, calls, photograph):
     assert calls.detections == len(asked)
     assert calls.texts == 2  # "shoe", and the package's own text for prompts without a phrase
     assert len({tuple(score for score, _, _ in one) for one in first}) == len(asked)
+
+
+def test_an_embedding_of_another_model_is_refused(small_checkpoint, predictor, photograph, tmp_path):
+    contents = read_contents(small_checkpoint)
+    for name in ("sam3", "fine-tuned", "transformers click head"):
+        other = load_model(LAYOUTS[name].save(tmp_path, contents), CPU)
+        embedding = Predictor(other).encode_image(photograph)
+        for prompt in (ConceptPrompt(("shoe",)), BOX):
+            with pytest.raises(ValueError, match="The embedding was made by another model"):
+                predictor.segment(embedding, prompt)
+    assert Predictor(predictor.model).segment(predictor.encode_image(photograph), BOX)
 
 
 # --- models, in workflows

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from sam3_engine.devices import cuda_present
 from sam3_engine.errors import PromptError
+from sam3_engine.options import Options
 from sam3_engine.prompt_strings import ChosenPrompt, Drawing
 from sam3_engine.prompts import ConceptPrompt, GeometricPrompt
 from sam3_engine.settings import Settings
@@ -21,6 +22,7 @@ DEFAULTS = {
     "input_size_percent": 100,
     "confidence_threshold": 0.5,
     "iou_threshold": 1.0,
+    "min_region_percent": 0.0,
     "input_text": "",
     "input_box": "",
     "input_box_label": "",
@@ -37,6 +39,7 @@ CHANGED = Settings(
     input_size_percent=37,
     confidence_threshold=0.25,
     iou_threshold=0.75,
+    min_region_percent=1.5,
     input_text="red shoe",
     input_box="[[1, 2, 3, 4]]",
     input_box_label="[1]",
@@ -198,6 +201,30 @@ def test_invalid_thresholds_are_refused(name, text):
     assert_refused(name, text, "expected a number from 0 to 1")
 
 
+@pytest.mark.parametrize(
+    ("text", "value"), [("0", 0), ("100", 100), ("1.5", 1.5), (".1", 0.1), ("1e-3", 0.001), (" 50\n", 50)]
+)
+def test_region_percentages_are_read_in_every_spelling(text, value):
+    percent = Settings().updated({"min_region_percent": text}).min_region_percent
+    assert percent == value
+    assert type(percent) is float
+
+
+SHARE_OUT_OF_RANGE = ["-1", "-0.001", "100.001", "101", "1e3"]
+
+
+@pytest.mark.parametrize("text", SHARE_OUT_OF_RANGE + MALFORMED, ids=names(SHARE_OUT_OF_RANGE + MALFORMED))
+def test_invalid_region_percentages_are_refused(text):
+    assert_refused("min_region_percent", text, "expected a number from 0 to 100")
+
+
+def test_the_options_of_the_engine_are_those_of_the_settings():
+    assert CHANGED.options == Options(
+        confidence_threshold=0.25, iou_threshold=0.75, multimask=True, size_percent=37, min_region_percent=1.5
+    )
+    assert Settings().options == Options()
+
+
 NOT_A_BOOLEAN = [text for text in MALFORMED if text not in ("True", "False")]
 NOT_A_BOOLEAN += ["2", "-1", "10", "maybe", "TrueFalse", "True,", "'True'", "[True]"]
 
@@ -216,6 +243,7 @@ ANY_SETTINGS = st.builds(
     input_size_percent=st.integers(1, 100),
     confidence_threshold=st.floats(0, 1, allow_subnormal=False),
     iou_threshold=st.floats(0, 1, allow_subnormal=False),
+    min_region_percent=st.floats(0, 100, allow_subnormal=False),
     multimask_output=st.booleans(),
     instance_output=st.booleans(),
     model_input_size=st.just(0) | st.integers(112, 2016),
@@ -263,10 +291,10 @@ def test_drawn_graphics_are_the_prompt_if_nothing_is_typed():
     [("input_box", "[[1, 2, 3]]"), ("input_point", "[[NaN, 1]]"), ("input_point_label", "2")],
 )
 def test_a_malformed_prompt_is_refused_on_use(name, text):
-    settings = Settings().updated({name: text})
+    settings = Settings().updated({"input_point": "[5, 6]", name: text})
     with pytest.raises(PromptError, match=f"^{name} = "):
         settings.prompt()
-    assert settings.updated({name: ""}).prompt() is None
+    assert settings.updated(dict.fromkeys(("input_point", name), "")).prompt() is None
 
 
 # --- imports

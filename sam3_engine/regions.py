@@ -1,0 +1,82 @@
+"""Drop small parts of masks and fill small holes.
+
+Importing this module imports torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from .segments import Segment
+
+_BLOCK_SIZE = 256  # bounds the memory of stacked masks
+# Two parts that touch at a corner are one, so a diagonal line stays whole. The background between them is then two
+# regions: in a grid, only one of mask and background can pass through a corner.
+_PART_CONNECTIVITY, _HOLE_CONNECTIVITY = 2, 1  # 8 and 4 neighbors
+_LEAST_LOGIT = 0.1  # next to 0, bfloat16 rounds the sigmoid to 0.5
+
+
+def remove_small_regions(segments: Sequence[Segment], min_percent: float) -> list[Segment]:
+    """Drop the small parts of each mask and fill its small holes.
+
+    Parts and holes are those of the mask at the network's resolution (positive logits). The largest part always stays,
+    and background that reaches the border of the image is not a hole.
+
+    Args:
+        segments: all of the same image and network.
+        min_percent: 0..100, share of a mask's area; smaller parts and holes are removed. 0 removes nothing.
+
+    Returns:
+        The segments in their order. Those that change have new ``mask_logits``: at the parts and holes that were
+        removed, their sign is flipped.
+    """
+    cleaned = list(segments)
+    if min_percent <= 0:
+        return cleaned
+    for start in range(0, len(segments), _BLOCK_SIZE):
+        block = segments[start : start + _BLOCK_SIZE]
+        # all masks at once: to wait for a GPU for each would take longer than the rest
+        masks = torch.stack([segment.mask_logits > 0 for segment in block]).cpu().numpy()
+        flipped = np.stack([mask != _without_small_regions(mask, min_percent) for mask in masks])
+        changed = np.flatnonzero(flipped.any(axis=(1, 2)))
+        on_device = torch.from_numpy(flipped[changed]).to(segments[0].mask_logits.device)
+        for index, flip in zip(changed.tolist(), on_device, strict=True):
+            logits = _flip_sign(block[index].mask_logits, flip)
+            cleaned[start + index] = dataclasses.replace(block[index], mask_logits=logits)
+    return cleaned
+
+
+def _flip_sign(logits: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    # the magnitudes stay, so that interpolation is as steep as the network drew it
+    magnitude = logits.abs().clamp(min=_LEAST_LOGIT)
+    return torch.where(where, torch.where(logits > 0, -magnitude, magnitude), logits)
+
+
+def _without_small_regions(mask: np.ndarray, min_percent: float) -> np.ndarray:
+    """Return a mask (h, w) bool without its small parts and holes."""
+    limit = min_percent / 100 * mask.sum()
+    parts, sizes = _label_regions(mask, _PART_CONNECTIVITY)
+    kept = sizes >= min(limit, sizes.max())
+    kept[0] = False
+    # only then the holes: a hole includes the parts in it that were dropped
+    without_parts: np.ndarray = kept[parts]
+    holes, sizes = _label_regions(~without_parts, _HOLE_CONNECTIVITY)
+    filled = sizes < limit
+    for border in (holes[0], holes[-1], holes[:, 0], holes[:, -1]):
+        filled[border] = False
+    filled[0] = True
+    return filled[holes]
+
+
+def _label_regions(mask: np.ndarray, connectivity: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the number of each pixel's region, 0 outside the mask, and the sizes of all regions, 0 for number 0."""
+    from skimage.measure import label  # sam3 imports it too, see network.py
+
+    regions = label(mask, connectivity=connectivity)
+    sizes = np.bincount(regions.ravel())
+    sizes[0] = 0
+    return regions, sizes
