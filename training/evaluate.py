@@ -2,6 +2,7 @@
 
     python -m training.evaluate demo/sam3_shapes.pt    # a quarter of an hour on two cores
     python -m training.evaluate demo/sam3_shapes.pt --input-sizes 252 336 504    # compare input sizes of the network
+    python -m training.evaluate demo/sam3_shapes.pt --min-region-percents 0 0.1 1    # compare smallest regions
 
 Prints Markdown tables. All prompts go through the plugin in an Ikomia workflow.
 """
@@ -26,6 +27,7 @@ from sam3_engine.devices import choose_precision
 from sam3_engine.model import load_model
 from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import ConceptPrompt, GeometricPrompt, Prompt
+from sam3_engine.segments import bounding_box
 from testbed.plugin import Plugin, log_levels, masks_of
 from testbed.scenes import Region, Scene, draw_scene, iou
 
@@ -46,6 +48,7 @@ HELD_OUT_SEED = 10_000_000
 SIZES = ((448, 448), (640, 448), (448, 640), (800, 400))  # width and height
 PRESENT_PHRASES, ABSENT_PHRASES = 3, 2  # per scene
 MATCH_IOU = 0.5
+BOX_TOLERANCES = (3, 12)  # pixels
 TIMED_RUNS = 30
 
 Mask = np.ndarray  # (H, W) bool
@@ -53,13 +56,21 @@ Mask = np.ndarray  # (H, W) bool
 
 @dataclass
 class Detections:
-    """Counts of masks found and of objects present, over several questions."""
+    """Counts of masks found and of objects present, over several questions.
+
+    Attributes:
+        questions: how many were asked.
+        matched, found, true: matches, masks and objects.
+        ious: of each match.
+        box_errors: of each match, the largest distance in pixels between the same side of both bounding boxes.
+    """
 
     questions: int = 0
     matched: int = 0
     found: int = 0
     true: int = 0
     ious: list[float] = field(default_factory=list)
+    box_errors: list[float] = field(default_factory=list)
 
     def add(self, masks: list[Mask], answers: list[Region]) -> None:
         """Match masks to answers, best pairs first; a pair matches if its IoU is above :data:`MATCH_IOU`."""
@@ -68,6 +79,8 @@ class Detections:
         while ious.size and ious.max() > MATCH_IOU:
             mask, answer = np.unravel_index(ious.argmax(), ious.shape)
             self.ious.append(float(ious[mask, answer]))
+            sides = zip(bounding_box(masks[mask]), answers[answer].box, strict=True)
+            self.box_errors.append(max(abs(side - true_side) for side, true_side in sides))
             self.matched += 1
             ious[mask, :], ious[:, answer] = -1, -1
         self.questions += 1
@@ -141,10 +154,16 @@ class Results:
 
 
 class Examinee:
-    """A checkpoint in the plugin that answers one question at a time, at an input size of the network (0: its own)."""
+    """A checkpoint in the plugin that answers one question at a time.
 
-    def __init__(self, weights: Path, *, cuda: bool = False, input_size: int = 0) -> None:
-        self._plugin = Plugin(model_weight_file=weights, cuda=cuda, model_input_size=input_size)
+    Args:
+        weights: path of the checkpoint.
+        cuda: run on the GPU.
+        parameters: of the plugin, for all questions.
+    """
+
+    def __init__(self, weights: Path, *, cuda: bool = False, **parameters: Any) -> None:
+        self._plugin = Plugin(model_weight_file=weights, cuda=cuda, **parameters)
 
     def find(self, image: np.ndarray, phrase: str) -> list[Mask]:
         """Return the instances of a phrase."""
@@ -278,18 +297,50 @@ def by_input_size(weights: Path, sizes: Iterable[int], cuda: bool, ask: Callable
         cuda: run on the GPU.
         ask: asks an examinee the same questions each time.
     """
+    lines = _comparison_header("input")
+    for size in sizes:
+        results = ask(Examinee(weights, cuda=cuda, model_input_size=size))
+        lines.append(f"| {size}×{size} | {_comparison_figures(results)} |")
+    return "\n".join(lines)
+
+
+def by_min_region(weights: Path, percents: Iterable[float], cuda: bool, ask: Callable[[Examinee], Results]) -> str:
+    """Return a table of results with several values of ``min_region_percent``, and one of the errors of boxes.
+
+    Args:
+        weights: path of the checkpoint.
+        percents: values of the parameter.
+        cuda: run on the GPU.
+        ask: asks an examinee the same questions each time.
+    """
+    lines = _comparison_header("`min_region_percent`")
+    off = " | ".join(f"off by more than {pixels} pixels" for pixels in BOX_TOLERANCES)
+    boxes = [
+        f"| `min_region_percent` | phrases: boxes | {off} | largest error |",
+        "|---" * (3 + len(BOX_TOLERANCES)) + "|",
+    ]
+    for percent in percents:
+        results = ask(Examinee(weights, cuda=cuda, min_region_percent=percent))
+        lines.append(f"| {percent:g} | {_comparison_figures(results, decimals=4)} |")
+        errors = np.array(results.found["phrases"].box_errors)
+        counts = " | ".join(str(np.count_nonzero(errors > pixels)) for pixels in BOX_TOLERANCES)
+        boxes.append(f"| {percent:g} | {len(errors)} | {counts} | {errors.max(initial=0):.0f} |")
+    return "\n".join([*lines, "", *boxes])
+
+
+def _comparison_header(first_column: str) -> list[str]:
     kinds = " | ".join(f"{kind}: mean IoU" for kind in OUTLINE_KINDS)
-    lines = [
-        f"| input | phrases: precision | recall | mean IoU | {kinds} |",
+    return [
+        f"| {first_column} | phrases: precision | recall | mean IoU | {kinds} |",
         "|---" * (4 + len(OUTLINE_KINDS)) + "|",
     ]
-    for size in sizes:
-        results = ask(Examinee(weights, cuda=cuda, input_size=size))
-        phrases = results.found["phrases"]
-        figures = [phrases.precision, phrases.recall, phrases.mean_iou]
-        figures += [float(np.mean(results.outlines[kind].single)) for kind in OUTLINE_KINDS]
-        lines.append(f"| {size}×{size} | {' | '.join(f'{figure:.3f}' for figure in figures)} |")
-    return "\n".join(lines)
+
+
+def _comparison_figures(results: Results, decimals: int = 3) -> str:
+    phrases = results.found["phrases"]
+    figures = [phrases.precision, phrases.recall, phrases.mean_iou]
+    figures += [float(np.mean(results.outlines[kind].single)) for kind in OUTLINE_KINDS]
+    return " | ".join(f"{figure:.{decimals}f}" for figure in figures)
 
 
 def main() -> None:
@@ -301,7 +352,16 @@ def main() -> None:
         "--seed", type=int, default=HELD_OUT_SEED, help="seed of the scenes; training uses small numbers"
     )
     parser.add_argument("--cuda", action="store_true", help="run on the GPU; times are still measured on the CPU")
-    parser.add_argument("--input-sizes", type=int, nargs="+", help="compare these input sizes of the network instead")
+    comparisons = parser.add_mutually_exclusive_group()
+    comparisons.add_argument(
+        "--input-sizes", type=int, nargs="+", help="compare these input sizes of the network instead"
+    )
+    comparisons.add_argument(
+        "--min-region-percents",
+        type=float,
+        nargs="+",
+        help="compare these values of min_region_percent instead",
+    )
     arguments = parser.parse_args()
     if not arguments.weights.is_file():
         parser.error(f"the file {arguments.weights} does not exist")
@@ -311,7 +371,7 @@ def main() -> None:
             ("Scenes from another renderer", pillow_scenes),
         ):
             print(f"### {title}\n\n{_table(arguments, source)}\n", flush=True)
-    if not arguments.input_sizes:
+    if not (arguments.input_sizes or arguments.min_region_percents):
         _print_times(arguments.weights)
 
 
@@ -324,6 +384,9 @@ def _table(arguments: argparse.Namespace, source: Callable[[int, np.random.Gener
     weights, cuda = arguments.weights, arguments.cuda
     if arguments.input_sizes:
         return by_input_size(weights, arguments.input_sizes, cuda, lambda examinee: ask(examinee, exemplar_kinds=()))
+    if arguments.min_region_percents:
+        percents = arguments.min_region_percents
+        return by_min_region(weights, percents, cuda, lambda examinee: ask(examinee, exemplar_kinds=()))
     return str(ask(Examinee(weights, cuda=cuda)))
 
 
