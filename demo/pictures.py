@@ -11,9 +11,8 @@ import ikomia  # noqa: F401 - adds the cv2 that it ships to the path
 import cv2
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 
-from sam3_engine.images import as_rgb8, pixels_of
+from sam3_engine.image_files import read_image
 
 CAPTION_HEIGHT, CAPTION_MARGIN = 28, 6
 CAPTION_FONT = (cv2.FONT_HERSHEY_SIMPLEX, 0.5)
@@ -92,13 +91,12 @@ def distance_to_edge(mask: np.ndarray) -> np.ndarray:
 
 
 def read(path: Path) -> np.ndarray:
-    """Read an image as (H, W, 3) uint8 RGB, rotated as its EXIF data says.
+    """Read an image as (H, W, 3) uint8 RGB.
 
     Raises:
-        OSError: there is no such file, or it is not an image.
+        OSError, ImageError: there is no such file, or see :func:`~sam3_engine.image_files.read_image`.
     """
-    with PIL.Image.open(path) as image:
-        return as_rgb8(pixels_of(PIL.ImageOps.exif_transpose(image)))
+    return read_image(path)
 
 
 def write(path: Path, picture: np.ndarray) -> None:
