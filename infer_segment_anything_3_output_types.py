@@ -80,12 +80,12 @@ class ImageOutput(AutoSaved, dataprocess.CImageIO):
 
 def _tinted(image: np.ndarray, objects: dataprocess.CInstanceSegmentationIO) -> np.ndarray:
     """Return an 8-bit RGB image with all objects tinted; where they overlap, as in masks, the higher score wins."""
-    colours = image.copy()
+    colors = image.copy()
     covered = np.zeros(image.shape[:2], bool)
     worst_first = sorted(objects.get_objects(), key=lambda found: (found.confidence, -found.id))
     for found in worst_first:
         inside = found.mask > 0
-        colours[inside] = found.color[:3]
+        colors[inside] = found.color[:3]
         covered |= inside
-    tinted = cv2.addWeighted(image, 1 - _TINT, colours, _TINT, 0)
+    tinted = cv2.addWeighted(image, 1 - _TINT, colors, _TINT, 0)
     return np.where(covered[:, :, np.newaxis], tinted, image)

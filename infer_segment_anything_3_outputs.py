@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Colour = list[int]  # [r, g, b], 0..255
+Color = list[int]  # [r, g, b], 0..255
 
-_BACKGROUND_COLOUR = [0, 0, 0]
+_BACKGROUND_COLOR = [0, 0, 0]
 _GOLDEN_ANGLE = 0.618034  # of a full turn: in steps of this size, neighboring hues differ most
 _SATURATIONS = (1.0, 0.65, 0.85, 1.0, 0.65, 0.85, 1.0, 0.65, 0.85, 1.0, 0.4, 0.25)  # hues 11 and 12 are near 3 and 4
 # (place in the hues of a phrase, -1 to 1; saturation; value): found by search, those of the first instances far apart
@@ -103,16 +103,16 @@ class SegmentOutputs:
             objects: also write the segments to an output of objects.
             unused: what is set or drawn but not used; the descriptions of the masks name it.
         """
-        colours = _colours(prompt, segments)
+        colors = _colors(prompt, segments)
         if isinstance(prompt, GeometricPrompt):
-            self._write_outlines(prompt, segments, colours)
+            self._write_outlines(prompt, segments, colors)
         else:
-            self._write_label_map(prompt, segments, colours, width, height)
+            self._write_label_map(prompt, segments, colors, width, height)
         if unused:
             for output in self._task.get_outputs()[1:]:
                 output.description += f"; not used: {', '.join(unused)}"
         if objects:
-            self._write_objects(prompt, segments, colours, width, height)
+            self._write_objects(prompt, segments, colors, width, height)
 
     def finish(self) -> None:
         """Convert the image of a run to 8 bits for display, and choose the files that Ikomia saves its outputs to."""
@@ -129,7 +129,7 @@ class SegmentOutputs:
         name_files(task, [".png", ".json", *further])
 
     def _write_label_map(
-        self, prompt: Prompt | None, segments: Sequence[Segment], colours: Sequence[Colour], width: int, height: int
+        self, prompt: Prompt | None, segments: Sequence[Segment], colors: Sequence[Color], width: int, height: int
     ) -> None:
         """Write one mask that numbers the instances of all concepts."""
         from .sam3_engine.segments import MAX_LABELS, best, label_map
@@ -147,35 +147,35 @@ class SegmentOutputs:
             1,
             label_map(shown, width, height),
             _numbered(segment.label for segment in shown),
-            [colours[index] for index in in_map],
+            [colors[index] for index in in_map],
             _description(prompt, shown),
         )
 
-    def _write_outlines(self, prompt: GeometricPrompt, segments: Sequence[Segment], colours: Sequence[Colour]) -> None:
+    def _write_outlines(self, prompt: GeometricPrompt, segments: Sequence[Segment], colors: Sequence[Color]) -> None:
         """Write one mask per object and candidate."""
         from .sam3_engine.segments import masks_of
 
         boxes = max(1, len(prompt.boxes))
         candidates = len(segments) // boxes
         self._set_mask_count(len(segments))
-        for index, (segment, colour, mask) in enumerate(zip(segments, colours, masks_of(segments), strict=True)):
+        for index, (segment, color, mask) in enumerate(zip(segments, colors, masks_of(segments), strict=True)):
             description = segment.label
             if boxes > 1:
                 description += f" of box {index // candidates + 1} of {boxes}"
             if candidates > 1:
                 description += f", candidate {index % candidates + 1} of {candidates}"
             description += f", score {segment.score:.3f}"
-            self._fill(index + 1, mask, [segment.label], [colour], description)
+            self._fill(index + 1, mask, [segment.label], [color], description)
 
     def _write_objects(
-        self, prompt: Prompt | None, segments: Sequence[Segment], colours: Sequence[Colour], width: int, height: int
+        self, prompt: Prompt | None, segments: Sequence[Segment], colors: Sequence[Color], width: int, height: int
     ) -> None:
         """Write the segments to the output of objects, and make it the last output."""
         from .sam3_engine.segments import bounding_box, masks_of
 
         objects, names = self._objects, prompt.names if prompt else ()
         objects.init(self._task.name, 0, width, height)
-        for index, (segment, colour, mask) in enumerate(zip(segments, colours, masks_of(segments), strict=True)):
+        for index, (segment, color, mask) in enumerate(zip(segments, colors, masks_of(segments), strict=True)):
             left, top, right, bottom = bounding_box(mask)  # Ikomia hides what is outside an object's box
             objects.add_object(
                 index + 1,
@@ -188,7 +188,7 @@ class SegmentOutputs:
                 right - left,
                 bottom - top,
                 mask,
-                colour,
+                color,
             )
         objects.description = f"{len(segments)} object(s)"
         objects.auto_save = self._task.get_output(1).auto_save
@@ -220,12 +220,12 @@ class SegmentOutputs:
         return self._task.get_output(self._task.get_output_count() - 1) is self._objects
 
     def _fill(
-        self, index: int, mask: np.ndarray, names: Sequence[str], colours: Sequence[Colour], description: str
+        self, index: int, mask: np.ndarray, names: Sequence[str], colors: Sequence[Color], description: str
     ) -> None:
         """Fill a mask output; pixel value k stands for the k-th of ``names``, 0 for background."""
         output = self._task.get_output(index)
         output.set_class_names(["background", *names])
-        output.set_class_colors([_BACKGROUND_COLOUR, *colours])
+        output.set_class_colors([_BACKGROUND_COLOR, *colors])
         output.set_mask(mask)
         output.description = description
 
@@ -254,21 +254,21 @@ def _description(prompt: Prompt | None, segments: Sequence[Segment]) -> str:
     return "; ".join(parts)
 
 
-def _colours(prompt: Prompt | None, segments: Sequence[Segment]) -> list[Colour]:
+def _colors(prompt: Prompt | None, segments: Sequence[Segment]) -> list[Color]:
     """Return the color of each segment, the same in every run."""
     if not isinstance(prompt, ConceptPrompt) or len(prompt.phrases) < 2:
-        return [_object_colour(index) for index in range(len(segments))]
+        return [_object_color(index) for index in range(len(segments))]
     shades = {name: itertools.count() for name in prompt.phrases}
     count = len(prompt.phrases)
     return [_shade(prompt.phrases.index(segment.label), next(shades[segment.label]), count) for segment in segments]
 
 
-def _object_colour(index: int) -> Colour:
+def _object_color(index: int) -> Color:
     """Return the color of the ``index``-th object."""
     return _rgb(0.55 + _GOLDEN_ANGLE * index, _SATURATIONS[index % len(_SATURATIONS)], 1.0)
 
 
-def _shade(concept: int, index: int, concepts: int) -> Colour:
+def _shade(concept: int, index: int, concepts: int) -> Color:
     """Return the color of the ``index``-th instance of one of several concepts; each concept has its own hues."""
     if index < len(_SHADES):
         place, saturation, value = _SHADES[index]
@@ -279,5 +279,5 @@ def _shade(concept: int, index: int, concepts: int) -> Colour:
     return _rgb(0.38 + _GOLDEN_ANGLE * concept + place * min(_WIDEST_HUES, nearest / 3.5), saturation, value)
 
 
-def _rgb(hue: float, saturation: float, value: float) -> Colour:
+def _rgb(hue: float, saturation: float, value: float) -> Color:
     return [round(255 * channel) for channel in colorsys.hsv_to_rgb(hue % 1, saturation, value)]

@@ -102,12 +102,12 @@ def outside_rows(setup: Setup) -> Iterator[Row]:
 def _many_row(setup: Setup, plugin: Plugin, image: np.ndarray) -> Row:
     phrase = f"{setup.instances} discs"
     (output,) = plugin.segment(image, input_text=phrase)
-    label_map, names, colours = output.get_mask(), output.get_class_names(), output.get_colors()
+    label_map, names, colors = output.get_mask(), output.get_class_names(), output.get_colors()
 
     def set_mask() -> None:
         bare = dataprocess.CSemanticSegmentationIO()
         bare.set_class_names(names)
-        bare.set_class_colors(colours)
+        bare.set_class_colors(colors)
         bare.set_mask(label_map)
 
     taken = in_turn(setup.repeat, plugin=lambda: plugin.segment(image, input_text=phrase), set_mask=set_mask)

@@ -27,7 +27,7 @@ from sam3_engine.fitting import fit_prompt
 from sam3_engine.prompts import ConceptPrompt, GeometricPrompt, Prompt
 from sam3_engine.settings import Settings
 from testbed.plugin import Plugin, log_levels
-from testbed.scenes import COLOURS, KINDS, Region, Scene, draw_scene, iou, plural
+from testbed.scenes import COLORS, KINDS, Region, Scene, draw_scene, iou, plural
 
 from . import pictures
 
@@ -39,7 +39,7 @@ SHEET_COLUMNS, SHEET_CELL = 4, (480, 960)  # maximum width and height of a cell
 
 SHAPES_NOTICE = f"""\
 Weights: the small network of this repository, which was trained on synthetic scenes. It knows only colored shapes:
-{", ".join(plural(kind) for kind in KINDS)}, in {", ".join(COLOURS)}, and white or black dots on them.
+{", ".join(plural(kind) for kind in KINDS)}, in {", ".join(COLORS)}, and white or black dots on them.
 """
 PHOTOGRAPH_NOTICE = f"""\
 On other pictures, such as photographs, ITS MASKS MEAN NOTHING. Use SAM 3's own weights for these: WEIGHTS=sam3.pt
@@ -104,12 +104,12 @@ class Found:
 
     Attributes:
         mask: (H, W) bool.
-        colour: RGB, 0..255.
+        color: RGB, 0..255.
         score: 0..1.
     """
 
     mask: np.ndarray
-    colour: Sequence[int]
+    color: Sequence[int]
     score: float
 
 
@@ -181,7 +181,7 @@ def requests_about(scene: Scene) -> list[Request]:
     )
     on_dot, on_ring = _middle(dotted.dot), _middle(dotted.ring)
     absent = next(
-        phrase for phrase in (f"{colour} {kind}" for colour in COLOURS for kind in KINDS) if not scene.instances(phrase)
+        phrase for phrase in (f"{color} {kind}" for color in COLORS for kind in KINDS) if not scene.instances(phrase)
     )
     box, largest = _box(dotted.whole), by_size[:3]
     return [
@@ -306,7 +306,7 @@ def _overlays(image: np.ndarray, request: Request, found: Sequence[Found]) -> li
     for shown in [[one] for one in found] if request.gives_candidates else [found]:
         picture = image.copy()
         for one in shown:
-            pictures.tint(picture, one.mask, one.colour)
+            pictures.tint(picture, one.mask, one.color)
         if prompt and prompt.boxes:
             labels = prompt.box_labels if isinstance(prompt, ConceptPrompt) else ()
             pictures.draw_boxes(picture, fit_prompt(prompt, width, height).prompt.boxes, labels)

@@ -16,29 +16,29 @@ from sam3_engine.image_files import read_image
 
 CAPTION_HEIGHT, CAPTION_MARGIN = 28, 6
 CAPTION_FONT = (cv2.FONT_HERSHEY_SIMPLEX, 0.5)
-BOX_COLOUR = (20, 20, 20)
-_LABEL_COLOURS = {1: (60, 200, 60), 0: (230, 40, 40)}
+BOX_COLOR = (20, 20, 20)
+_LABEL_COLORS = {1: (60, 200, 60), 0: (230, 40, 40)}
 
-Colour = Sequence[int]  # RGB, 0..255
+Color = Sequence[int]  # RGB, 0..255
 
 
-def tint(picture: np.ndarray, mask: np.ndarray, colour: Colour) -> None:
+def tint(picture: np.ndarray, mask: np.ndarray, color: Color) -> None:
     """Tint and outline a mask (H, W) bool in a picture (H, W, 3) uint8 RGB, in place."""
     pen = _pen(picture)
-    picture[mask] = np.rint(0.45 * picture[mask] + 0.55 * np.array(colour)).astype(np.uint8)
+    picture[mask] = np.rint(0.45 * picture[mask] + 0.55 * np.array(color)).astype(np.uint8)
     outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(picture, outlines, -1, (255, 255, 255), 3 * pen, cv2.LINE_AA)
-    cv2.drawContours(picture, outlines, -1, tuple(int(channel * 0.6) for channel in colour), pen, cv2.LINE_AA)
+    cv2.drawContours(picture, outlines, -1, tuple(int(channel * 0.6) for channel in color), pen, cv2.LINE_AA)
 
 
 def draw_boxes(picture: np.ndarray, boxes: Sequence[Sequence[float]], labels: Sequence[int] = ()) -> None:
     """Draw boxes (x1, y1, x2, y2) in pixels, in place; labels make them green (1) or red (0)."""
     pen = _pen(picture)
-    colours = [_LABEL_COLOURS[label] for label in labels] or [BOX_COLOUR] * len(boxes)
-    for (x1, y1, x2, y2), colour in zip(boxes, colours, strict=True):
+    colors = [_LABEL_COLORS[label] for label in labels] or [BOX_COLOR] * len(boxes)
+    for (x1, y1, x2, y2), color in zip(boxes, colors, strict=True):
         corners = (round(x1), round(y1)), (round(x2), round(y2))
         cv2.rectangle(picture, *corners, (255, 255, 255), 4 * pen, cv2.LINE_AA)
-        cv2.rectangle(picture, *corners, colour, 2 * pen, cv2.LINE_AA)
+        cv2.rectangle(picture, *corners, color, 2 * pen, cv2.LINE_AA)
 
 
 def draw_points(picture: np.ndarray, points: Sequence[Sequence[float]], labels: Sequence[int]) -> None:
@@ -46,7 +46,7 @@ def draw_points(picture: np.ndarray, points: Sequence[Sequence[float]], labels: 
     pen = _pen(picture)
     for (x, y), label in zip(points, labels, strict=True):
         cv2.circle(picture, (round(x), round(y)), 7 * pen, (255, 255, 255), -1, cv2.LINE_AA)
-        cv2.circle(picture, (round(x), round(y)), 5 * pen, _LABEL_COLOURS[label], -1, cv2.LINE_AA)
+        cv2.circle(picture, (round(x), round(y)), 5 * pen, _LABEL_COLORS[label], -1, cv2.LINE_AA)
 
 
 def _pen(picture: np.ndarray) -> int:

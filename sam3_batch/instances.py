@@ -111,9 +111,9 @@ def paint_overlay(instances: Sequence[PackedInstance], image: np.ndarray) -> np.
     overlay = image.copy()
     for index, instance in enumerate(instances):
         hue = (0.55 + 0.618034 * index) % 1  # steps of the golden angle keep neighbors distinct
-        colour = 255 * np.array(colorsys.hsv_to_rgb(hue, 0.9, 1.0))
+        color = 255 * np.array(colorsys.hsv_to_rgb(hue, 0.9, 1.0))
         window, mask = overlay[instance.window], instance.mask_in_box()
-        window[mask] = np.rint(0.45 * window[mask] + 0.55 * colour).astype(np.uint8)
+        window[mask] = np.rint(0.45 * window[mask] + 0.55 * color).astype(np.uint8)
     return overlay
 
 

@@ -103,8 +103,8 @@ def as_rgb8(image: np.ndarray) -> np.ndarray:
         raise ImageError(f"The image has shape {shape}: it has no pixels; expected at least one.")
 
     has_alpha = image.shape[2] in (2, 4)
-    colours = _as_uint8(image[:, :, :-1] if has_alpha else image)
-    return np.ascontiguousarray(np.broadcast_to(colours, (*colours.shape[:2], 3)))
+    colors = _as_uint8(image[:, :, :-1] if has_alpha else image)
+    return np.ascontiguousarray(np.broadcast_to(colors, (*colors.shape[:2], 3)))
 
 
 def content_digest(image: np.ndarray) -> bytes:

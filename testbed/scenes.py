@@ -26,8 +26,8 @@ HUES = {  # in degrees: the middle of the range, and half its width
     "blue": (224, 18),
     "purple": (286, 14),
 }
-COLOURS = tuple(HUES)
-DOT_COLOURS = ("white", "black")
+COLORS = tuple(HUES)
+DOT_COLORS = ("white", "black")
 ANY_SHAPE = ("shape", "object")
 SYNONYMS = {"disc": "circle", "spot": "dot", "thing": "object", "violet": "purple"}
 ARTICLES = ("a", "an", "the")
@@ -46,10 +46,10 @@ def plural(noun: str) -> str:
     return noun + ("es" if noun.endswith("s") else "s")
 
 
-_NOUNS = (*KINDS, *ANY_SHAPE, "dot", *(word for word, meaning in SYNONYMS.items() if meaning not in COLOURS))
+_NOUNS = (*KINDS, *ANY_SHAPE, "dot", *(word for word, meaning in SYNONYMS.items() if meaning not in COLORS))
 _SINGULAR = {plural(noun): noun for noun in _NOUNS}
 # all words that :meth:`Scene.instances` understands
-VOCABULARY = (*ARTICLES, *COLOURS, *DOT_COLOURS, *SYNONYMS, *_NOUNS, *_SINGULAR)
+VOCABULARY = (*ARTICLES, *COLORS, *DOT_COLORS, *SYNONYMS, *_NOUNS, *_SINGULAR)
 
 # radius of the largest dot that fits on a shape of radius 1 and thickness 1
 _ROOM_FOR_A_DOT = {"circle": 0.9, "square": 0.78, "triangle": 0.5, "star": 0.45, "cross": 0.4}
@@ -91,21 +91,21 @@ class Shape:
 
     Attributes:
         kind: one of :data:`KINDS`.
-        colour: one of :data:`COLOURS`.
+        color: one of :data:`COLORS`.
         whole: the shape with its dot.
         dot: None if there is no dot.
-        dot_colour: one of :data:`DOT_COLOURS`; None if there is no dot.
+        dot_color: one of :data:`DOT_COLORS`; None if there is no dot.
     """
 
     kind: str
-    colour: str
+    color: str
     whole: Region
     dot: Region | None = None
-    dot_colour: str | None = None
+    dot_color: str | None = None
 
     def is_like(self, other: Shape) -> bool:
         """Return whether both shapes have the same kind and color."""
-        return (self.kind, self.colour) == (other.kind, other.colour)
+        return (self.kind, self.color) == (other.kind, other.color)
 
     @functools.cached_property
     def ring(self) -> Region:
@@ -135,13 +135,13 @@ class Scene:
         *adjectives, noun = [SYNONYMS.get(word, word) for word in (_SINGULAR.get(word, word) for word in words)] or [""]
         if len(adjectives) > 1:
             return []
-        colour = adjectives[0] if adjectives else None
+        color = adjectives[0] if adjectives else None
         if noun == "dot":
-            return [shape.dot for shape in self.shapes if shape.dot and colour in (None, shape.dot_colour)]
+            return [shape.dot for shape in self.shapes if shape.dot and color in (None, shape.dot_color)]
         return [
             shape.whole
             for shape in self.shapes
-            if (noun == shape.kind or noun in ANY_SHAPE) and colour in (None, shape.colour)
+            if (noun == shape.kind or noun in ANY_SHAPE) and color in (None, shape.color)
         ]
 
 
@@ -152,7 +152,7 @@ _Window = tuple[slice, slice]  # rows and columns of the canvas
 class _Layer:
     """A shape or dot on the canvas: its color, its visible coverage of each pixel, its area and its visible area."""
 
-    colour: np.ndarray
+    color: np.ndarray
     coverage: np.ndarray
     area: float
     visible_area: float
@@ -165,19 +165,19 @@ class _Canvas:
         self.image = image
         self.layers: list[_Layer] = []
 
-    def has_room(self, window: _Window, coverage: np.ndarray, colour: np.ndarray) -> bool:
+    def has_room(self, window: _Window, coverage: np.ndarray, color: np.ndarray) -> bool:
         """Return whether all layers, and their edges, stay visible if ``coverage`` is drawn in ``window``."""
         for layer in self.layers:
             hidden = float((layer.coverage[window] * coverage).sum())
             if layer.visible_area - hidden < LEAST_VISIBLE * layer.area:
                 return False
-            if hidden and np.abs(layer.colour - colour).max() < LEAST_CONTRAST:
+            if hidden and np.abs(layer.color - color).max() < LEAST_CONTRAST:
                 return False
         return True
 
-    def paint(self, window: _Window, coverage: np.ndarray, colour: np.ndarray) -> None:
+    def paint(self, window: _Window, coverage: np.ndarray, color: np.ndarray) -> None:
         """Draw a color (3,) or (h, w, 3) in a window."""
-        self.image[window] += coverage[..., np.newaxis] * (colour - self.image[window])
+        self.image[window] += coverage[..., np.newaxis] * (color - self.image[window])
 
     def cover(self, window: _Window, coverage: np.ndarray) -> None:
         """Reduce the visible coverage of all layers by what ``coverage`` hides."""
@@ -186,10 +186,10 @@ class _Canvas:
             layer.coverage[window] -= hidden
             layer.visible_area -= float(hidden.sum())
 
-    def note(self, window: _Window, coverage: np.ndarray, colour: np.ndarray) -> _Layer:
+    def note(self, window: _Window, coverage: np.ndarray, color: np.ndarray) -> _Layer:
         """Add a layer on top of all others."""
         area = float(coverage.sum())
-        layer = _Layer(colour, np.zeros(self.image.shape[:2], np.float32), area, area)
+        layer = _Layer(color, np.zeros(self.image.shape[:2], np.float32), area, area)
         layer.coverage[window] = coverage
         self.layers.append(layer)
         return layer
@@ -209,17 +209,17 @@ def draw_scene(random: np.random.Generator, width: int = 448, height: int = 448)
     canvas = _Canvas(_background(random, width, height))
     count = int(random.integers(1, MOST_SHAPES + 1))
     # most scenes have few kinds and colors, so that a phrase often matches several shapes and nearly matches others
-    kinds, colours = random.choice(KINDS, random.integers(1, 4)), random.choice(COLOURS, random.integers(1, 4))
+    kinds, colors = random.choice(KINDS, random.integers(1, 4)), random.choice(COLORS, random.integers(1, 4))
     typical_radius = random.uniform(0.1, LARGEST_RADIUS if count <= 3 else 0.2)
 
     drawn = []
     for _ in range(count):
         kind = str(random.choice(KINDS if random.random() < 0.15 else kinds))
-        colour = str(random.choice(COLOURS if random.random() < 0.15 else colours))
-        shade = _colour(random, colour)
+        color = str(random.choice(COLORS if random.random() < 0.15 else colors))
+        shade = _color(random, color)
         placed = _place(random, canvas, kind, shade, typical_radius)
         if placed is not None:
-            drawn.append(_draw_shape(random, canvas, placed, kind, colour, shade))
+            drawn.append(_draw_shape(random, canvas, placed, kind, color, shade))
 
     if random.random() < 0.6:
         canvas.image += random.normal(0, random.uniform(0.005, 0.04), (height, width, 1))
@@ -270,7 +270,7 @@ def _place(
 
 
 def _draw_shape(
-    random: np.random.Generator, canvas: _Canvas, placed: _Placement, kind: str, colour: str, shade: np.ndarray
+    random: np.random.Generator, canvas: _Canvas, placed: _Placement, kind: str, color: str, shade: np.ndarray
 ) -> Shape:
     """Draw a shape, sometimes with a dot on it."""
     shading = 1 + random.uniform(-0.12, 0.12) * placed.u + random.uniform(-0.12, 0.12) * placed.v
@@ -278,18 +278,18 @@ def _draw_shape(
     canvas.cover(placed.window, placed.coverage)
     whole = Region(canvas.note(placed.window, placed.coverage, shade).coverage)
     if placed.radius < SMALLEST_RADIUS_WITH_DOT * np.sqrt(whole.coverage.size) or random.random() > 0.45:
-        return Shape(kind, colour, whole)
+        return Shape(kind, color, whole)
 
     room = _ROOM_FOR_A_DOT[kind] * placed.thickness
     dot_radius = room * random.uniform(0.5, 0.72) if room > 0.6 else room * random.uniform(0.75, 0.95)
     off_centre = random.uniform(-0.5, 0.5, 2) * (room - dot_radius)
     distance = np.hypot(placed.u - off_centre[0], placed.v - off_centre[1]) - dot_radius
     coverage = _coverage(distance, placed.radius) * placed.coverage
-    dot_colour = str(random.choice(DOT_COLOURS))
-    dot_shade = np.full(3, random.uniform(0.92, 1.0) if dot_colour == "white" else random.uniform(0.0, 0.1))
+    dot_color = str(random.choice(DOT_COLORS))
+    dot_shade = np.full(3, random.uniform(0.92, 1.0) if dot_color == "white" else random.uniform(0.0, 0.1))
     canvas.paint(placed.window, coverage, dot_shade)
     dot = Region(canvas.note(placed.window, coverage, dot_shade).coverage)  # part of its shape, so it covers nothing
-    return Shape(kind, colour, whole, dot, dot_colour)
+    return Shape(kind, color, whole, dot, dot_color)
 
 
 def _coverage(signed_distance: np.ndarray, radius: float) -> np.ndarray:
@@ -324,7 +324,7 @@ def _distance_to_star(u: np.ndarray, v: np.ndarray, notch_radius: float) -> np.n
     return ((along - 1) * edge[1] - across * edge[0]) / np.hypot(*edge)
 
 
-def _colour(random: np.random.Generator, name: str) -> np.ndarray:
+def _color(random: np.random.Generator, name: str) -> np.ndarray:
     """Pick a random color that the name describes, (3,) RGB 0..1."""
     middle, spread = HUES[name]
     hue = ((middle + random.uniform(-spread, spread)) % 360) / 360

@@ -120,19 +120,19 @@ def test_the_mask_holds_the_255_best_and_one_warning_gives_the_total(plugin, pho
     assert min(scores_of(output.description)) == pytest.approx(ranked[254].confidence, abs=1e-3)
     # each instance has the same color in both outputs
     names = iter(output.get_class_names()[1:])
-    colours = dict(zip(names, output.get_colors()[1:], strict=True))
+    colors = dict(zip(names, output.get_colors()[1:], strict=True))
     of_objects = {tuple(found.color[:3]) for found in every}
-    assert {tuple(colour) for colour in colours.values()} <= of_objects
+    assert {tuple(color) for color in colors.values()} <= of_objects
 
 
 def test_each_phrase_has_a_hue_and_its_instances_have_shades_of_it(plugin, photograph):
     phrases = [f"thing {number}" for number in range(21)]
     (output,) = plugin.segment(photograph, input_text=phrases, **ALL)
-    colours = output.get_colors()[1:]
-    assert len({tuple(colour) for colour in colours}) == len(colours) == 21 * SMALL.queries
+    colors = output.get_colors()[1:]
+    assert len({tuple(color) for color in colors}) == len(colors) == 21 * SMALL.queries
     ranges = []
-    for start in range(0, len(colours), SMALL.queries):
-        shades = [colorsys.rgb_to_hsv(*(c / 255 for c in colour)) for colour in colours[start : start + SMALL.queries]]
+    for start in range(0, len(colors), SMALL.queries):
+        shades = [colorsys.rgb_to_hsv(*(c / 255 for c in color)) for color in colors[start : start + SMALL.queries]]
         offsets = [(hue - shades[0][0] + 0.5) % 1 - 0.5 for hue, _, _ in shades]  # hues are angles
         assert max(offsets) - min(offsets) < 0.03
         assert all(value > 0.5 for _, _, value in shades)
@@ -140,7 +140,7 @@ def test_each_phrase_has_a_hue_and_its_instances_have_shades_of_it(plugin, photo
     ranges.sort()
     gaps = [after[0] - before[1] for before, after in itertools.pairwise([*ranges, (ranges[0][0] + 1, None)])]
     assert min(gaps) > 0
-    assert plugin.segment(photograph, input_text=phrases, **ALL)[0].get_colors()[1:] == colours
+    assert plugin.segment(photograph, input_text=phrases, **ALL)[0].get_colors()[1:] == colors
 
 
 def test_shades_of_many_instances_are_distinct(plugin):
@@ -149,9 +149,9 @@ def test_shades_of_many_instances_are_distinct(plugin):
     assert len(shades) == 600
 
 
-def least_difference(colours):
+def least_difference(colors):
     """Return the smallest CIEDE2000 difference of two of some RGB colors; from about 2 on, people see one."""
-    lab = rgb2lab(np.array(colours, np.uint8)[np.newaxis])[0]
+    lab = rgb2lab(np.array(colors, np.uint8)[np.newaxis])[0]
     return min(deltaE_ciede2000(one, other) for one, other in itertools.combinations(lab, 2))
 
 
@@ -164,7 +164,7 @@ def test_the_first_twelve_instances_of_a_phrase_can_be_told_apart(plugin, phrase
 
 def test_the_first_twelve_objects_of_other_prompts_can_be_told_apart(plugin):
     outputs = importlib.import_module(f"{PLUGIN}.{PLUGIN}_outputs")
-    assert least_difference([outputs._object_colour(index) for index in range(12)]) > 9
+    assert least_difference([outputs._object_color(index) for index in range(12)]) > 9
 
 
 # --- what the network cannot read, show or find
@@ -422,10 +422,10 @@ def test_objects_are_the_last_output_and_contain_every_segment(plugin, photograp
 
     if count == 1 and "input_point" not in prompt:  # a label map
         assert len(found) == SMALL.queries * len(phrases)
-        painted, colours = masks[0].get_mask(), masks[0].get_colors()
+        painted, colors = masks[0].get_mask(), masks[0].get_colors()
         for one in found:
             assert one.mask[painted == one.id].all()
-            assert list(one.color[:3]) == list(colours[one.id])
+            assert list(one.color[:3]) == list(colors[one.id])
         assert [one.confidence for one in found] == pytest.approx(scores_of(masks[0].description), abs=6e-4)
         assert sum(np.count_nonzero(one.mask) for one in found) > np.count_nonzero(painted)  # overlaps are kept
     else:

@@ -62,17 +62,17 @@ def test_grey_gets_three_equal_channels(dtype):
     np.testing.assert_array_equal(as_rgb8(grey[:, :, np.newaxis]), result)
 
 
-@pytest.mark.parametrize("colour_channels", [1, 3])
+@pytest.mark.parametrize("color_channels", [1, 3])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_alpha_is_dropped_and_does_not_affect_brightness(dtype, colour_channels):
-    colours = random_image(4, 5, colour_channels, dtype=dtype)
-    largest = {"b": 1, "f": 1e4}.get(colours.dtype.kind) or np.iinfo(dtype).max
+def test_alpha_is_dropped_and_does_not_affect_brightness(dtype, color_channels):
+    colors = random_image(4, 5, color_channels, dtype=dtype)
+    largest = {"b": 1, "f": 1e4}.get(colors.dtype.kind) or np.iinfo(dtype).max
     alpha = np.full((4, 5, 1), largest, dtype)
-    np.testing.assert_array_equal(as_rgb8(np.concatenate([colours, alpha], axis=2)), as_rgb8(colours))
+    np.testing.assert_array_equal(as_rgb8(np.concatenate([colors, alpha], axis=2)), as_rgb8(colors))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_colour_channels_keep_their_order(dtype):
+def test_color_channels_keep_their_order(dtype):
     image = np.zeros((1, 3, 3), dtype)
     image[0, 0, 0] = image[0, 1, 1] = image[0, 2, 2] = 1
     result = as_rgb8(image)
@@ -88,8 +88,8 @@ def test_channels_share_one_scale():
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_uint8_pixels_do_not_change(channels):
     image = np.arange(256 * channels).astype(np.uint8).reshape(16, 16, channels)
-    colours = image[:, :, : 1 if channels < 3 else 3]
-    np.testing.assert_array_equal(as_rgb8(image), np.broadcast_to(colours, (16, 16, 3)))
+    colors = image[:, :, : 1 if channels < 3 else 3]
+    np.testing.assert_array_equal(as_rgb8(image), np.broadcast_to(colors, (16, 16, 3)))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 20_000), (20_000, 1), (2, 3), (1, 4), (3, 3)])

@@ -127,8 +127,8 @@ def test_without_a_prompt_no_image_is_an_error(run, algorithm, image):
 # --- colors of objects
 
 
-def tinted(image, colour):
-    return cv2.addWeighted(image, 0.3, np.broadcast_to(np.uint8(colour), image.shape).copy(), 0.7, 0)
+def tinted(image, color):
+    return cv2.addWeighted(image, 0.3, np.broadcast_to(np.uint8(color), image.shape).copy(), 0.7, 0)
 
 
 def test_each_object_is_tinted_in_the_color_that_the_legend_gives_it(run, algorithm, thumbnail):
@@ -138,9 +138,9 @@ def test_each_object_is_tinted_in_the_color_that_the_legend_gives_it(run, algori
     overlay = image.get_image_with_mask(objects)
     numbers = mask_output.get_mask()
     assert len(np.unique(numbers)) > 4
-    for number, colour in enumerate(mask_output.get_colors()):
+    for number, color in enumerate(mask_output.get_colors()):
         inside = numbers == number
-        expected = tinted(thumbnail, colour) if number else thumbnail
+        expected = tinted(thumbnail, color) if number else thumbnail
         assert np.array_equal(overlay[inside], expected[inside])
     by_id = {found.id: found.color[:3] for found in objects.get_objects()}
     assert [by_id[number] for number in range(1, len(by_id) + 1)] == mask_output.get_colors()[1:]
@@ -174,8 +174,8 @@ def test_objects_of_different_classes_are_drawn_as_by_ikomia(run, algorithm, thu
     for index, (left, top) in enumerate(((5, 5), (70, 40), (110, 80))):
         mask = np.zeros((107, 160), np.uint8)
         mask[top : top + 20, left : left + 30] = 1
-        colour = [200, 30 * index, 255 - 90 * index]
-        objects.add_object(index + 1, 0, index, f"class {index}", 0.5, left, top, 30, 20, mask, colour)
+        color = [200, 30 * index, 255 - 90 * index]
+        objects.add_object(index + 1, 0, index, f"class {index}", 0.5, left, top, 30, 20, mask, color)
     assert np.array_equal(image.get_image_with_mask(objects), plain.get_image_with_mask(objects))
     ours, theirs = image.get_image_with_mask_and_graphics(objects), plain.get_image_with_mask_and_graphics(objects)
     assert np.array_equal(ours, theirs)

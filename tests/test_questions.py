@@ -119,12 +119,12 @@ def test_positive_boxes_ask_for_all_similar_shapes(exemplars):
     without_phrase = [(scene, question) for scene, question in exemplars if question.phrase is None]
     for scene, question in without_phrase:
         shown = [shape_in(box, scene) for box in question.boxes]
-        alike = {(shape.kind, shape.colour) for shape, label in zip(shown, question.labels, strict=True) if label}
-        unlike = {(shape.kind, shape.colour) for shape, label in zip(shown, question.labels, strict=True) if not label}
+        alike = {(shape.kind, shape.color) for shape, label in zip(shown, question.labels, strict=True) if label}
+        unlike = {(shape.kind, shape.color) for shape, label in zip(shown, question.labels, strict=True) if not label}
         assert len(alike) == 1
         assert not alike & unlike
         assert not unlike or question.kind == "positive and negative box"
-        assert question.answers == [shape.whole for shape in scene.shapes if (shape.kind, shape.colour) in alike]
+        assert question.answers == [shape.whole for shape in scene.shapes if (shape.kind, shape.color) in alike]
     assert {sum(question.labels) for _, question in without_phrase} == {1, 2}
     assert any(0 in question.labels for _, question in without_phrase)
     assert any(len(question.answers) > 2 for _, question in without_phrase)
@@ -145,10 +145,10 @@ def test_a_negative_box_excludes_similar_shapes(exemplars):
             assert question.labels == [0]
             shown = shape_in(question.boxes[0], scene)
             named = scene.instances(question.phrase)
-            taken = [s.whole for s in scene.shapes if (s.kind, s.colour) == (shown.kind, shown.colour)]
+            taken = [s.whole for s in scene.shapes if (s.kind, s.color) == (shown.kind, shown.color)]
             assert question.answers == [region for region in named if region not in taken]
             empty += not question.answers
-            if len({(shape.kind, shape.colour) for shape in scene.shapes}) > 1:
+            if len({(shape.kind, shape.color) for shape in scene.shapes}) > 1:
                 assert question.answers
     assert empty  # happens in scenes with one kind and color
 

@@ -8,7 +8,7 @@ import pytest
 from scipy.ndimage import binary_dilation
 
 from testbed.scenes import (
-    COLOURS,
+    COLORS,
     HUES,
     KINDS,
     LEAST_CONTRAST,
@@ -39,7 +39,7 @@ def shapes(scenes) -> list[tuple[Scene, Shape]]:
 def test_the_same_seed_gives_the_same_scene():
     one, same, other = (draw_scene(np.random.default_rng(seed), 120, 90) for seed in (1, 1, 2))
     assert np.array_equal(one.image, same.image)
-    assert [shape.colour for shape in one.shapes] == [shape.colour for shape in same.shapes]
+    assert [shape.color for shape in one.shapes] == [shape.color for shape in same.shapes]
     assert all(np.array_equal(a.whole.mask, b.whole.mask) for a, b in zip(one.shapes, same.shapes, strict=True))
     assert not np.array_equal(one.image, other.image)
 
@@ -52,18 +52,18 @@ def test_scenes_have_the_requested_size_and_are_not_empty(scenes):
         assert 1 <= len(scene.shapes) <= MOST_SHAPES
 
 
-def test_every_kind_and_colour_is_drawn(scenes, shapes):
+def test_every_kind_and_color_is_drawn(scenes, shapes):
     assert {shape.kind for _, shape in shapes} == set(KINDS)
-    assert {shape.colour for _, shape in shapes} == set(COLOURS)
-    assert {shape.dot_colour for _, shape in shapes} == {None, "white", "black"}
+    assert {shape.color for _, shape in shapes} == set(COLORS)
+    assert {shape.dot_color for _, shape in shapes} == {None, "white", "black"}
     assert {len(scene.shapes) for scene in scenes} == set(range(1, MOST_SHAPES + 1))
 
 
-def test_a_shape_has_its_stated_colour(shapes):
+def test_a_shape_has_its_stated_color(shapes):
     for scene, shape in shapes:
         pixels = scene.image[shape.ring.coverage > 0.99]
         hue, saturation, _ = colorsys.rgb_to_hsv(*(np.median(pixels, axis=0) / 255))
-        middle, spread = HUES[shape.colour]
+        middle, spread = HUES[shape.color]
         assert abs((360 * hue - middle + 180) % 360 - 180) <= spread + 6
         assert saturation > 0.5
 
@@ -73,7 +73,7 @@ def test_a_dot_is_white_or_black_and_inside_its_shape(shapes):
     assert len(dotted) > 30
     for scene, shape in dotted:
         brightness = np.median(scene.image[shape.dot.coverage > 0.99])
-        assert brightness > 200 if shape.dot_colour == "white" else brightness < 60
+        assert brightness > 200 if shape.dot_color == "white" else brightness < 60
         assert not (shape.dot.mask & ~shape.whole.mask).any()
         assert np.allclose(shape.ring.coverage + shape.dot.coverage, shape.whole.coverage, atol=1e-6)
 
@@ -84,16 +84,16 @@ def test_no_pixel_belongs_to_two_shapes(scenes):
         assert covered.max() <= 1 + 1e-5
 
 
-def test_overlapping_shapes_have_different_colours(scenes):
+def test_overlapping_shapes_have_different_colors(scenes):
     """Where two shapes meet, their colors differ by more than shading and noise."""
     met = 0
     for scene in scenes:
-        colours = [np.median(scene.image[shape.ring.coverage > 0.99], axis=0) for shape in scene.shapes]
+        colors = [np.median(scene.image[shape.ring.coverage > 0.99], axis=0) for shape in scene.shapes]
         grown = [binary_dilation(shape.ring.mask, iterations=2) for shape in scene.shapes]
         for one, other in itertools.combinations(range(len(scene.shapes)), 2):
             if (grown[one] & grown[other]).sum() > 40:  # more than touching corners
                 met += 1
-                assert np.abs(colours[one] - colours[other]).max() > 0.7 * 255 * LEAST_CONTRAST
+                assert np.abs(colors[one] - colors[other]).max() > 0.7 * 255 * LEAST_CONTRAST
     assert met > 20
 
 
@@ -146,14 +146,14 @@ def test_phrases_name_the_matching_shapes(scenes):
             wanted = [shape.whole for shape in scene.shapes if shape.kind == kind]
             for phrase in (kind, plural(kind), f"the {kind}", f" {kind.upper()} "):
                 assert scene.instances(phrase) == wanted
-        for colour in COLOURS:
-            assert scene.instances(f"{colour} shapes") == [s.whole for s in scene.shapes if s.colour == colour]
+        for color in COLORS:
+            assert scene.instances(f"{color} shapes") == [s.whole for s in scene.shapes if s.color == color]
         assert scene.instances("a red star") == [
-            shape.whole for shape in scene.shapes if (shape.kind, shape.colour) == ("star", "red")
+            shape.whole for shape in scene.shapes if (shape.kind, shape.color) == ("star", "red")
         ]
         assert scene.instances("crosses") == scene.instances("cross")
         assert scene.instances("object") == [shape.whole for shape in scene.shapes]
-        assert scene.instances("black dots") == [s.dot for s in scene.shapes if s.dot_colour == "black"]
+        assert scene.instances("black dots") == [s.dot for s in scene.shapes if s.dot_color == "black"]
         assert scene.instances("dot") == [shape.dot for shape in scene.shapes if shape.dot]
 
 
@@ -188,11 +188,11 @@ def test_the_other_renderer_matches_its_ground_truth(pillow_scenes):
     assert max(sides) > 3 * min(sides)
     shapes = [(scene, shape) for scene in pillow_scenes for shape in scene.shapes]
     assert {shape.kind for _, shape in shapes} == set(KINDS)
-    assert {shape.colour for _, shape in shapes} == set(COLOURS)
+    assert {shape.color for _, shape in shapes} == set(COLORS)
     for scene, shape in shapes:
         hue, *_ = colorsys.rgb_to_hsv(*(np.median(scene.image[shape.whole.mask], axis=0) / 255))
         nearest = min(HUES, key=lambda name: abs((360 * hue - HUES[name][0] + 180) % 360 - 180))
-        assert nearest == shape.colour
+        assert nearest == shape.color
     fullest = {kind: max(filled(shape) for _, shape in shapes if shape.kind == kind) for kind in KINDS}
     assert fullest["square"] > 0.98
     assert fullest["circle"] == pytest.approx(np.pi / 4, abs=0.02)

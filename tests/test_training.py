@@ -14,7 +14,7 @@ from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import ConceptPrompt
 from sam3_engine.random_weights import SMALL
 from sam3_engine.redirection import redirect_cuda
-from testbed.scenes import COLOURS, DOT_COLOURS, KINDS, draw_scene
+from testbed.scenes import COLORS, DOT_COLORS, KINDS, draw_scene
 from training.batches import NOTHING, Batches, _dense_targets
 from training.dense import DenseHeads
 from training.detector import _instance_losses, _match
@@ -89,15 +89,15 @@ def test_dense_targets_match_the_scene():
     for number, scene in enumerate(scenes):
         for shape in scene.shapes:
             there = (targets.kind[number] == KINDS.index(shape.kind)) & (
-                targets.colour[number] == COLOURS.index(shape.colour)
+                targets.color[number] == COLORS.index(shape.color)
             )
-            wanted = sum(region.coverage for region in scene.instances(f"{shape.colour} {shape.kind}"))
+            wanted = sum(region.coverage for region in scene.instances(f"{shape.color} {shape.kind}"))
             assert mask_iou(there, torch.from_numpy(wanted > 0.5)) > 0.9
             row, column = np.unravel_index(shape.whole.coverage.argmax(), shape.whole.coverage.shape)
             assert (112 * targets.box[number, :, row, column]).tolist() == pytest.approx(shape.whole.box, abs=1e-3)
             assert targets.object[number, row, column] > 0.99
-        for k, colour in enumerate(DOT_COLOURS):
-            drawn = sum((region.coverage for region in scene.instances(f"{colour} dot")), np.zeros((112, 112)))
+        for k, color in enumerate(DOT_COLORS):
+            drawn = sum((region.coverage for region in scene.instances(f"{color} dot")), np.zeros((112, 112)))
             assert np.allclose(targets.dots[number, k], drawn, atol=1e-6)
     assert (targets.object[targets.kind != NOTHING] > 0.3).all()
 
@@ -279,7 +279,7 @@ def test_the_geometry_encoder_learns_the_content_of_exemplar_boxes(batch):
         optimiser.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         optimiser.step()
-    for name in ("kind", "colour"):
+    for name in ("kind", "color"):
         assert seen[-1][name] < 0.3 * seen[0][name]
 
 

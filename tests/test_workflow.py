@@ -129,9 +129,9 @@ def test_text_numbers_the_instances_in_one_mask(run, photograph):
     assert mask.shape == photograph.shape[:2]
     assert set(np.unique(mask)) <= set(range(count + 1))
     assert 1 in mask
-    colours = output.get_colors()
-    assert colours[0] == [0, 0, 0]
-    assert len({tuple(colour) for colour in colours}) == count + 1
+    colors = output.get_colors()
+    assert colors[0] == [0, 0, 0]
+    assert len({tuple(color) for color in colors}) == count + 1
     scores = [float(score) for score in output.description.rpartition("scores ")[2].split(", ")]
     assert len(scores) == count
     assert scores == sorted(scores, reverse=True)
@@ -216,16 +216,16 @@ def test_memory_stays_flat_when_the_number_of_masks_changes(run):
     assert memory_after(100) - warm < 20e6
 
 
-def test_colours_are_the_same_in_every_run(run):
+def test_colors_are_the_same_in_every_run(run):
     first = [output.get_colors() for output in run(input_box=BOXES)]
     run(input_text="shoe", confidence_threshold=0)
     assert [output.get_colors() for output in run(input_box=BOXES)] == first
 
 
-def test_object_colours_stand_out_from_the_black_background(run):
+def test_object_colors_stand_out_from_the_black_background(run):
     (output,) = run(input_text="shoe", confidence_threshold=0)
-    for colour in output.get_colors()[1:]:
-        assert colorsys.rgb_to_hsv(*(channel / 255 for channel in colour))[2] == 1
+    for color in output.get_colors()[1:]:
+        assert colorsys.rgb_to_hsv(*(channel / 255 for channel in color))[2] == 1
 
 
 def test_outputs_can_be_exported_and_overlaid(run, algorithm, photograph):

@@ -12,7 +12,7 @@ from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional
 
 from sam3_engine.architecture import Architecture
-from testbed.scenes import COLOURS, DOT_COLOURS, KINDS, Region, Scene, draw_scene
+from testbed.scenes import COLORS, DOT_COLORS, KINDS, Region, Scene, draw_scene
 
 from .questions import (
     EXEMPLAR_KINDS,
@@ -42,16 +42,16 @@ class DenseTargets:
 
     Attributes:
         object: (B, side, side) 0..1, the share that any shape covers.
-        dots: (B, D, side, side) 0..1, the share that a dot of each of DOT_COLOURS covers.
+        dots: (B, D, side, side) 0..1, the share that a dot of each of DOT_COLORS covers.
         kind: (B, side, side) index in KINDS of the shape there, or NOTHING.
-        colour: (B, side, side) index in COLOURS of the shape there, or NOTHING.
+        color: (B, side, side) index in COLORS of the shape there, or NOTHING.
         box: (B, 4, side, side) the box of that shape, x1, y1, x2, y2 in 0..1.
     """
 
     object: torch.Tensor
     dots: torch.Tensor
     kind: torch.Tensor
-    colour: torch.Tensor
+    color: torch.Tensor
     box: torch.Tensor
 
 
@@ -62,12 +62,12 @@ class ShapeTargets:
     Attributes:
         boxes: for each scene, (n, 4) center, width and height in 0..1.
         kind: (B, M) index in KINDS, or NOTHING where a scene has fewer shapes.
-        colour: (B, M) index in COLOURS, or NOTHING where a scene has fewer shapes.
+        color: (B, M) index in COLORS, or NOTHING where a scene has fewer shapes.
     """
 
     boxes: list[torch.Tensor]
     kind: torch.Tensor
-    colour: torch.Tensor
+    color: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -274,13 +274,13 @@ def _dense_targets(scenes: list[Scene], side: int) -> DenseTargets:
     maps: list[list[torch.Tensor]] = []
     for scene in scenes:
         coverages = torch.stack([_shrunk(shape.whole.coverage, side) for shape in scene.shapes])
-        dots = torch.zeros(len(DOT_COLOURS), side, side)
+        dots = torch.zeros(len(DOT_COLORS), side, side)
         for shape in scene.shapes:
             if shape.dot:
-                dots[DOT_COLOURS.index(str(shape.dot_colour))] += _shrunk(shape.dot.coverage, side)
+                dots[DOT_COLORS.index(str(shape.dot_color))] += _shrunk(shape.dot.coverage, side)
         most, shape_there = coverages.max(dim=0)
         kinds = torch.tensor([KINDS.index(shape.kind) for shape in scene.shapes])[shape_there]
-        colours = torch.tensor([COLOURS.index(shape.colour) for shape in scene.shapes])[shape_there]
+        colors = torch.tensor([COLORS.index(shape.color) for shape in scene.shapes])[shape_there]
         boxes = _relative_corners([shape.whole.box for shape in scene.shapes], scene)
         nowhere = most < 0.4
         maps.append(
@@ -288,7 +288,7 @@ def _dense_targets(scenes: list[Scene], side: int) -> DenseTargets:
                 coverages.sum(dim=0).clamp(max=1),
                 dots,
                 kinds.masked_fill(nowhere, NOTHING),
-                colours.masked_fill(nowhere, NOTHING),
+                colors.masked_fill(nowhere, NOTHING),
                 boxes[shape_there].permute(2, 0, 1),
             ]
         )
@@ -297,9 +297,9 @@ def _dense_targets(scenes: list[Scene], side: int) -> DenseTargets:
 
 def _shape_targets(scenes: list[Scene]) -> ShapeTargets:
     kinds = [torch.tensor([KINDS.index(shape.kind) for shape in scene.shapes]) for scene in scenes]
-    colours = [torch.tensor([COLOURS.index(shape.colour) for shape in scene.shapes]) for scene in scenes]
+    colors = [torch.tensor([COLORS.index(shape.color) for shape in scene.shapes]) for scene in scenes]
     return ShapeTargets(
         boxes=[_relative([shape.whole.box for shape in scene.shapes], scene) for scene in scenes],
         kind=pad_sequence(kinds, batch_first=True, padding_value=NOTHING),
-        colour=pad_sequence(colours, batch_first=True, padding_value=NOTHING),
+        color=pad_sequence(colors, batch_first=True, padding_value=NOTHING),
     )

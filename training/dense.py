@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from testbed.scenes import COLOURS, DOT_COLOURS, KINDS
+from testbed.scenes import COLORS, DOT_COLORS, KINDS
 
 from .batches import NOTHING, Batch, DenseTargets
 from .losses import Losses
 
 FEATURE_PENALTY = 0.03
 LEVELS = (0, 2)  # of the feature pyramids: the one for masks, and the image tokens
-_PARTS = {"object": 1, "dots": len(DOT_COLOURS), "kind": len(KINDS), "colour": len(COLOURS), "box": 4}
+_PARTS = {"object": 1, "dots": len(DOT_COLORS), "kind": len(KINDS), "color": len(COLORS), "box": 4}
 
 
 class DenseHeads(torch.nn.Module):
@@ -49,13 +49,13 @@ class DenseHeads(torch.nn.Module):
 
 
 def _losses(read: torch.Tensor, targets: DenseTargets) -> Losses:
-    object_, dots, kind, colour, box = read.split(list(_PARTS.values()), dim=1)
+    object_, dots, kind, color, box = read.split(list(_PARTS.values()), dim=1)
     somewhere = (targets.kind != NOTHING)[:, None]
     box_error = (box - 4 * (targets.box - 0.5)).abs() * somewhere
     return {
         "object": 2 * binary_cross_entropy_with_logits(object_[:, 0], targets.object),
-        "dots": 2 * len(DOT_COLOURS) * binary_cross_entropy_with_logits(dots, targets.dots),
+        "dots": 2 * len(DOT_COLORS) * binary_cross_entropy_with_logits(dots, targets.dots),
         "kind": 0.5 * cross_entropy(kind, targets.kind, ignore_index=NOTHING),
-        "colour": 0.5 * cross_entropy(colour, targets.colour, ignore_index=NOTHING),
+        "color": 0.5 * cross_entropy(color, targets.color, ignore_index=NOTHING),
         "box": 2 * box_error.sum() / (4 * somewhere.sum()).clamp(min=1),
     }

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from sam3_engine.contexts import importing_sam3
 from sam3_engine.model import Sam3Image
-from testbed.scenes import COLOURS, KINDS
+from testbed.scenes import COLORS, KINDS
 
 from .batches import NOTHING, Batch
 from .losses import Losses
@@ -43,7 +43,7 @@ class ExemplarHead(torch.nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.linear = torch.nn.Linear(width, len(KINDS) + len(COLOURS))
+        self.linear = torch.nn.Linear(width, len(KINDS) + len(COLORS))
 
     def forward(self, network: Sam3Image, features: Mapping[str, Any], batch: Batch) -> Losses:
         """Show every shape as an exemplar, and return the losses of the predictions with ``batch.shapes`` as targets.
@@ -60,8 +60,8 @@ class ExemplarHead(torch.nn.Module):
             geo_prompt=exemplar_boxes(boxes, positive), img_feats=tokens, img_sizes=sizes, img_pos_embeds=positions
         )
         of_boxes = encoded[: batch.shapes.kind.shape[1]].transpose(0, 1)  # tokens after the boxes are not used
-        kind, colour = self.linear(of_boxes).float().split([len(KINDS), len(COLOURS)], dim=-1)
+        kind, color = self.linear(of_boxes).float().split([len(KINDS), len(COLORS)], dim=-1)
         return {
             "kind": 0.5 * cross_entropy(kind.flatten(0, 1), batch.shapes.kind.flatten(), ignore_index=NOTHING),
-            "colour": 0.5 * cross_entropy(colour.flatten(0, 1), batch.shapes.colour.flatten(), ignore_index=NOTHING),
+            "color": 0.5 * cross_entropy(color.flatten(0, 1), batch.shapes.color.flatten(), ignore_index=NOTHING),
         }

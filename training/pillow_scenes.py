@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 
-from testbed.scenes import COLOURS, KINDS, Region, Scene, Shape
+from testbed.scenes import COLORS, KINDS, Region, Scene, Shape
 
 SMALLEST_SIDE, LARGEST_SIDE = 300, 1600
 # two of each: the pure color, and a softer one
@@ -32,14 +32,14 @@ def draw_with_pillow(random: np.random.Generator) -> Scene:
     taken = np.zeros((height, width), bool)
     shapes = []
     for _ in range(int(random.integers(1, 7))):
-        kind, colour = str(random.choice(KINDS)), str(random.choice(COLOURS))
+        kind, color = str(random.choice(KINDS)), str(random.choice(COLORS))
         stencil = _stencil(random, kind, width, height, taken)
         if stencil is None:
             continue
         mask = np.asarray(stencil) > 0
         taken |= mask
-        image.paste(_RGB[colour][random.integers(2)], mask=stencil)
-        shapes.append(Shape(kind, colour, Region(mask.astype(np.float32))))
+        image.paste(_RGB[color][random.integers(2)], mask=stencil)
+        shapes.append(Shape(kind, color, Region(mask.astype(np.float32))))
     return Scene(np.array(image), tuple(shapes))
 
 

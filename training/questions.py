@@ -8,7 +8,7 @@ import numpy as np
 from scipy.ndimage import binary_erosion
 
 from sam3_engine.prompts import BACKGROUND, FOREGROUND, NEGATIVE, POSITIVE
-from testbed.scenes import ANY_SHAPE, ARTICLES, COLOURS, DOT_COLOURS, KINDS, SYNONYMS, Region, Scene, Shape, plural
+from testbed.scenes import ANY_SHAPE, ARTICLES, COLORS, DOT_COLORS, KINDS, SYNONYMS, Region, Scene, Shape, plural
 
 # nouns that name nothing in any scene
 OTHER_NOUNS = (
@@ -91,11 +91,11 @@ def ask_for_present(random: np.random.Generator, scene: Scene, dots: float = 0.1
     kind = str(random.choice(list(SHAPE_PHRASE_SHARES), p=list(SHAPE_PHRASE_SHARES.values())))
     if dotted and random.random() < dots:
         kind = "dot"
-        dot_colour = random.choice([str(other.dot_colour) for other in dotted])
-        phrase = "dot" if random.random() < 0.5 else f"{dot_colour} dot"
+        dot_color = random.choice([str(other.dot_color) for other in dotted])
+        phrase = "dot" if random.random() < 0.5 else f"{dot_color} dot"
     else:
         noun = random.choice(ANY_SHAPE) if "any" in kind else shape.kind
-        phrase = f"{shape.colour} {noun}" if "color" in kind else str(noun)
+        phrase = f"{shape.color} {noun}" if "color" in kind else str(noun)
     return PhraseQuestion(kind, _worded(random, phrase), scene.instances(phrase))
 
 
@@ -115,20 +115,18 @@ def ask_for_absent(random: np.random.Generator, scene: Scene, dots: float = 0.1)
     present, other phrases take their place.
     """
     of_others = (1 - dots) / 0.9
-    kinds, colours = [shape.kind for shape in scene.shapes], [shape.colour for shape in scene.shapes]
+    kinds, colors = [shape.kind for shape in scene.shapes], [shape.color for shape in scene.shapes]
     while True:
-        near_miss = (
-            f"{random.choice([*colours, random.choice(COLOURS)])} {random.choice([*kinds, random.choice(KINDS)])}"
-        )
+        near_miss = f"{random.choice([*colors, random.choice(COLORS)])} {random.choice([*kinds, random.choice(KINDS)])}"
         unknown = str(random.choice(OTHER_NOUNS))
         phrase = random.choice(
             [
                 near_miss,
                 str(random.choice(KINDS)),
-                f"{random.choice(COLOURS)} {random.choice(ANY_SHAPE)}",
-                f"{random.choice(DOT_COLOURS)} dot",
+                f"{random.choice(COLORS)} {random.choice(ANY_SHAPE)}",
+                f"{random.choice(DOT_COLORS)} dot",
                 unknown,
-                f"{random.choice(COLOURS)} {unknown}",
+                f"{random.choice(COLORS)} {unknown}",
             ],
             p=[0.34 * of_others, 0.22 * of_others, 0.12 * of_others, dots, 0.15 * of_others, 0.07 * of_others],
         )
@@ -172,9 +170,9 @@ def _by_boxes(random: np.random.Generator, scene: Scene, exemplar: Shape, kind: 
 
 def _by_phrase_and_box(random: np.random.Generator, scene: Scene, exemplar: Shape, kind: str) -> ExemplarQuestion:
     negative = kind == "phrase and negative box"
-    nouns = [exemplar.kind, *ANY_SHAPE, f"{exemplar.colour} {random.choice(ANY_SHAPE)}"]
+    nouns = [exemplar.kind, *ANY_SHAPE, f"{exemplar.color} {random.choice(ANY_SHAPE)}"]
     if not negative:
-        nouns.append(f"{exemplar.colour} {exemplar.kind}")
+        nouns.append(f"{exemplar.color} {exemplar.kind}")
     answers = {noun: [shape for shape in scene.shapes if shape.whole in scene.instances(noun)] for noun in nouns}
     if negative:
         left = {noun: [shape for shape in named if not shape.is_like(exemplar)] for noun, named in answers.items()}
