@@ -438,7 +438,8 @@ def test_another_drawing_on_the_same_image_is_segmented(small_checkpoint, images
         else:
             workflow.run_on(array=next(images))
         found.append(algorithm.get_output(1).get_mask().copy())
-    assert found[0].any() and found[1].any() and not np.array_equal(*found)
+    assert all(mask.any() for mask in found)
+    assert not np.array_equal(*found)
 
 
 def test_images_that_another_task_hands_on_in_the_same_object_are_segmented(
