@@ -73,6 +73,8 @@ class SegmentOutputs:
             self._task.set_output(self._image, 0)
         self._video_folders.choose(self._task)
         self.clear()
+        for output in (self._image, *self._task.get_outputs()[1:], *self._spare_masks, self._objects):
+            output.redirect(None)
 
     def clear(self) -> None:
         """Leave one empty mask output."""
@@ -115,18 +117,20 @@ class SegmentOutputs:
             self._write_objects(prompt, segments, colors, width, height)
 
     def finish(self) -> None:
-        """Convert the image of a run to 8 bits for display, and choose the files that Ikomia saves its outputs to."""
-        task = self._task
-        output = task.get_output(0)
-        image = output.get_image()
-        if image.dtype != np.uint8 or image.ndim == 3 and image.shape[2] not in (1, 3):  # Ikomia cannot draw on it
-            with contextlib.suppress(ImageError):  # without a prompt, images that nobody can use are no error
-                output.set_image(as_rgb8(image))
+        """End a run: make the image fit for display, and choose the files that Ikomia saves the outputs to."""
+        self._make_displayable(self._task.get_output(0))
         further = [
             "_objects.json" if output is self._objects else f"_{index}.json"
-            for index, output in enumerate(task.get_outputs()[2:], 2)
+            for index, output in enumerate(self._task.get_outputs()[2:], 2)
         ]
-        name_files(task, [".png", ".json", *further])
+        name_files(self._task, [".png", ".json", *further])
+
+    def _make_displayable(self, output: dataprocess.CImageIO) -> None:
+        """Convert the image to 8-bit RGB if Ikomia cannot draw on it."""
+        image = output.get_image()
+        if image.dtype != np.uint8 or image.ndim == 3 and image.shape[2] not in (1, 3):
+            with contextlib.suppress(ImageError):  # without a prompt, images that nobody can use are no error
+                output.set_image(as_rgb8(image))
 
     def _write_label_map(
         self, prompt: Prompt | None, segments: Sequence[Segment], colors: Sequence[Color], width: int, height: int

@@ -6,49 +6,113 @@ import itertools
 import os
 import weakref
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from ikomia import core, dataprocess
 
-_LONGEST_NAME = 100  # in characters; a file's name can have 255 bytes
+_LONGEST_NAME = 255  # in bytes, of file systems
+_LONGEST_PATH = 100  # in characters, of folders that are part of a name
+_NUMBER = 6  # characters of " (999)"
 
 
 class AutoSaved:
-    """A mixin for outputs: when Ikomia saves one by itself, it is written to the file that :meth:`redirect` names.
+    """A mixin for outputs: when Ikomia saves one by itself, it can go to another file, or to none.
 
     Ikomia gives all outputs of an image the same name, which it cuts at the first dot, and overwrites existing files.
     """
 
-    _redirect: tuple[str, str | None] | None = None
+    _target: _Target | None = None
 
-    def redirect(self, prefix: str, path: str | None) -> None:
-        """Choose another file for what Ikomia saves after the current run.
-
-        Args:
-            prefix: Ikomia's paths start with it; an output that is saved to another path goes there.
-            path: the file to write, which must not exist; None to write nothing.
-        """
-        self._redirect = (prefix, path)
+    def redirect(self, target: _Target | None) -> None:
+        """Choose where Ikomia's next file goes; None if to where Ikomia says."""
+        self._target = target
 
     def save(self, path: str) -> None:
-        """Save to a file; overwrites it, unless :meth:`redirect` chose it.
+        """Save to a file; overwrites it, unless Ikomia saves by itself.
 
         Raises:
-            OSError: the file that :meth:`redirect` chose exists or cannot be written.
+            OSError: the file cannot be written.
         """
-        redirect, self._redirect = self._redirect, None
-        if redirect is None or not path.startswith(redirect[0]) or path[len(redirect[0]) :].startswith(("/", "\\")):
-            super().save(path)  # type: ignore[misc]  # of the output; frames of videos have a folder of their own
-        elif redirect[1] is not None:
-            _write_new(redirect[1], self.file_content())
+        target, self._target = self._target, None
+        if target is None or not target.replaces(path):
+            super().save(path)  # type: ignore[misc]  # of the output
+        elif target.files:
+            target.files.write(target.suffix, self.file_content())
 
     def file_content(self) -> bytes:
         """Return what is written to a file."""
         raise NotImplementedError
 
 
+@dataclass(frozen=True)
+class _Target:
+    """Where an output goes instead of to Ikomia's file.
+
+    Attributes:
+        prefix: the beginning of Ikomia's path; an output that is saved to another path goes there.
+        files: the files of the run; None to write nothing.
+        suffix: which of them.
+    """
+
+    prefix: str
+    files: _Files | None
+    suffix: str = ""
+
+    def replaces(self, path: str) -> bool:
+        """Return whether Ikomia chose the path; frames of videos have a folder of their own."""
+        return path.startswith(self.prefix) and not path[len(self.prefix) :].startswith(("/", "\\"))
+
+
+class _Files:
+    """New files for the results of an image. They have one name, which is chosen when the first one is written.
+
+    Args:
+        prefix: path that the name is appended to.
+        source: path of the image; empty if it has none.
+        suffixes: of all files.
+    """
+
+    def __init__(self, prefix: str, source: str, suffixes: Sequence[str]) -> None:
+        self._prefix = prefix
+        self._source = source
+        self._suffixes = suffixes
+        self._start: str | None = None
+        self._unwritten = list(suffixes)
+
+    def write(self, suffix: str, content: bytes) -> None:
+        """Write one of the files; if that fails, remove it and all that are not written yet."""
+        self._start = self._start or self._reserve()
+        try:
+            Path(self._start + suffix).write_bytes(content)
+        except OSError:
+            for empty in self._unwritten:
+                Path(self._start + empty).unlink(missing_ok=True)
+            raise
+        self._unwritten.remove(suffix)
+
+    def _reserve(self) -> str:
+        """Create all files, empty, under the first name that is free; other threads and processes may do the same."""
+        beginning = len(os.fsencode(PurePath(self._prefix).name)) + max(map(len, self._suffixes))
+        for name in _names(self._source, _LONGEST_NAME - beginning):
+            start = self._prefix + name
+            created: list[Path] = []
+            try:
+                for suffix in self._suffixes:
+                    Path(start + suffix).touch(exist_ok=False)
+                    created.append(Path(start + suffix))
+            except OSError as error:
+                for path in created:
+                    path.unlink()
+                if not isinstance(error, FileExistsError):
+                    raise
+            else:
+                return start
+        raise AssertionError("there are always more names")
+
+
 def name_files(task: dataprocess.C2dImageTask, suffixes: Sequence[str]) -> None:
-    """Choose the files of a run whose outputs Ikomia saves; an output that Ikomia does not save is left out.
+    """Give the files that Ikomia saves after a run names that are not in use; outputs that it does not save have none.
 
     Args:
         task: all of its outputs that Ikomia saves are :class:`AutoSaved` or videos.
@@ -59,12 +123,10 @@ def name_files(task: dataprocess.C2dImageTask, suffixes: Sequence[str]) -> None:
         for output, suffix in zip(task.get_outputs(), suffixes, strict=True)
         if output.auto_save and isinstance(output, AutoSaved)
     ]
-    for name in _names(task.get_input(0).source_file_path) if saved else ():
-        start = task.output_folder + name  # Ikomia puts no separator in between
-        if not any(os.path.lexists(start + suffix) for _, suffix in saved):
-            for output, suffix in saved:
-                output.redirect(task.output_folder, start + suffix)
-            return
+    prefix = task.output_folder  # Ikomia puts no separator between it and the name
+    files = _Files(prefix, task.get_input(0).source_file_path, [suffix for _, suffix in saved])
+    for output, suffix in saved:
+        output.redirect(_Target(prefix, files, suffix))
 
 
 class VideoFolders:
@@ -99,30 +161,25 @@ def save_nothing(task: dataprocess.C2dImageTask) -> None:
     """Let Ikomia save nothing after the current run."""
     for output in task.get_outputs():
         if isinstance(output, AutoSaved):
-            output.redirect(task.output_folder, None)
+            output.redirect(_Target(task.output_folder, None))
 
 
-def _names(source: str) -> Iterator[str]:
-    """Yield names for the results of an image: without its suffix, with it and more and more folders, numbered."""
+def _names(source: str, longest: int = _LONGEST_NAME) -> Iterator[str]:
+    """Yield names for the results of an image: without its suffix, with it and more and more folders, numbered.
+
+    Args:
+        source: path of the image; empty if it has none.
+        longest: the most bytes that a name may have.
+    """
     path = PurePath(source)
     parts = [part for part in path.parts if part != path.anchor] or ["empty"]  # "empty" is Ikomia's name for arrays
-    name = path.stem or parts[-1]
-    if not name.lower().endswith("_objects"):  # its mask would look like the objects of another image
-        yield name
-    for count in range(2, len(parts) + 1):
-        longer = "_".join(parts[-count:])
-        if len(longer) > _LONGEST_NAME:
-            break
-        name = longer
-        yield name
-    yield from (f"{name} ({number})" for number in itertools.count(2))
-
-
-def _write_new(path: str, content: bytes) -> None:
-    """Write a file that does not exist yet, whole or not at all."""
-    Path(path).touch(exist_ok=False)
-    try:
-        Path(path).write_bytes(content)
-    except OSError:
-        Path(path).unlink()
-        raise
+    names = [path.stem or parts[-1]]
+    if names[0].lower().endswith("_objects"):  # its mask would look like the objects of another image
+        names.pop()
+    names += itertools.takewhile(
+        lambda name: len(name) <= _LONGEST_PATH, ("_".join(parts[-count:]) for count in range(2, len(parts) + 1))
+    )
+    fitting = [name for name in names if len(os.fsencode(name)) <= longest]
+    yield from fitting
+    shortened = os.fsencode(fitting[-1] if fitting else path.stem)[: longest - _NUMBER].decode(errors="ignore")
+    yield from (f"{shortened} ({number})" for number in itertools.count(2 if fitting else 1))

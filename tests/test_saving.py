@@ -1,10 +1,10 @@
 """What Ikomia saves by itself, in folder runs and of videos, and what users save: every mask in a file of its own."""
 
-import importlib
 import itertools
 import json
 import logging
 import sys
+import threading
 from pathlib import Path
 
 import cv2
@@ -184,38 +184,70 @@ def test_a_stopped_run_saves_nothing(segment, small_checkpoint, images, tmp_path
     assert loaded(written(tmp_path / "out")["empty_objects.json"]) == segment(TWO_MASKS_AND_OBJECTS, array=image)[-1]
 
 
-def test_a_file_that_cannot_be_written_is_an_error_and_the_next_run_is_right(
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
+def test_files_that_do_not_fit_on_the_disk_are_an_error_and_not_left_behind(
     segment, small_checkpoint, images, tmp_path
 ):
-    too_long = tmp_path / "in" / f"{'x' * 245}.png"  # with the plugin's name in front, longer than a name may be
-    write(too_long, next(images))
+    import resource
+
     workflow, _ = new_workflow(small_checkpoint, TWO_MASKS_AND_OBJECTS, tmp_path / "out")
     workflow.set_auto_save(True)
-    with pytest.raises(RuntimeError, match="xxx"):
-        workflow.run_on(path=str(too_long))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(RuntimeError, match="File too large"):
+            workflow.run_on(array=next(images))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert written(tmp_path / "out") == {}
     image = next(images)
     workflow.run_on(array=image)
     assert loaded(written(tmp_path / "out")["empty_2.json"]) == segment(TWO_MASKS_AND_OBJECTS, array=image)[1]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
-def test_a_file_that_does_not_fit_on_the_disk_is_not_left_behind(plugins_directory, tmp_path):
-    import resource
+LONG_NAMES = [
+    *(f"{letter * count}{last}" for letter, count in (("x", 210), ("写", 70)) for last in "ab"),
+    *(f"{letter * count}{last}" for letter, count in (("y", 240), ("字", 80)) for last in "ab"),
+]
 
-    saving = importlib.import_module(f"{PLUGIN}.{PLUGIN}_saving")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            saving._write_new(str(tmp_path / "mask.json"), bytes(2000))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert list(tmp_path.iterdir()) == []
-    saving._write_new(str(tmp_path / "mask.json"), b"1")
-    with pytest.raises(FileExistsError):
-        saving._write_new(str(tmp_path / "mask.json"), b"2")
-    assert (tmp_path / "mask.json").read_bytes() == b"1"
+
+def test_long_names_are_shortened_and_every_image_has_all_its_files(segment, small_checkpoint, images, tmp_path):
+    wanted = []
+    for name in LONG_NAMES:
+        path = tmp_path / "in" / f"{name}.png"
+        write(path, next(images))
+        wanted.append(segment(TWO_MASKS_AND_OBJECTS, path=str(path)))
+    workflow, _ = new_workflow(small_checkpoint, TWO_MASKS_AND_OBJECTS, tmp_path / "out")
+    workflow.run_on(folder=str(tmp_path / "in"))
+    files = written(tmp_path / "out")
+    assert len(files) == 4 * len(LONG_NAMES)
+    ends = (".json", "_2.json", "_objects.json")
+    bases = [name.removesuffix(".png") for name in files if name.endswith(".png")]
+    assert set(LONG_NAMES[:4]) < set(bases)  # these fit
+    saved = [[loaded(files[base + end]) for end in ends] for base in bases]
+    assert all(result in saved for result in wanted)
+
+
+def test_workflows_that_save_to_one_folder_at_once_lose_nothing(small_checkpoint, images, tmp_path):
+    paths = [tmp_path / "in" / f"{name}.png" for name in "abcd"]
+    for path in paths:
+        write(path, next(images))
+    workflows = [new_workflow(small_checkpoint, {"input_box": BOXES}, tmp_path / "out")[0] for _ in range(3)]
+    for workflow in workflows:
+        workflow.set_auto_save(True)
+        workflow.update_start_time()  # the folder of a run is named after it
+
+    def run(workflow):
+        for path in paths:
+            workflow.set_image_input(path=str(path), index=0)
+            dataprocess.CWorkflow.run(workflow)
+
+    threads = [threading.Thread(target=run, args=(workflow,)) for workflow in workflows]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(path.is_file() for path in (tmp_path / "out").rglob("*")) == 3 * 4 * 3
 
 
 # --- what a user saves
