@@ -18,7 +18,7 @@ from .internals import forget_image, mask_logits_side
 from .model import NOT_FINITE, Model, Sam3Image
 from .options import Options
 from .prompts import UNNAMED, Box, GeometricPrompt
-from .regions import remove_small_regions
+from .regions import fill_small_holes, remove_small_regions
 from .segments import Segment
 
 _BOXES_PER_PASS = 16  # bounds the memory of the mask decoder
@@ -32,11 +32,13 @@ class ClickHead:
     Args:
         model: the model; errors name its checkpoint.
         network: the network of ``model`` at the input size of the embeddings.
+        resolution: that input size, in pixels.
     """
 
-    def __init__(self, model: Model, network: Sam3Image) -> None:
+    def __init__(self, model: Model, network: Sam3Image, resolution: int) -> None:
         self._model = model
         self._network = network
+        self._max_hole_area = model.architecture.resized(resolution).fill_hole_area
         self._mask_side = mask_logits_side(network)
 
     def segment(
@@ -68,6 +70,8 @@ class ClickHead:
         mask_logits, scores = self._predict(embedding, boxes, points, multimask)
         if not (np.isfinite(mask_logits).all() and np.isfinite(scores).all()):
             raise CheckpointError(self._model.checkpoint, NOT_FINITE)
+        # the package would leave holes unfilled, without a word, where Triton has no compiler or memory runs out
+        mask_logits = fill_small_holes(mask_logits, self._max_hole_area)
         objects = max(1, len(boxes))
         # back to the model's device, where the masks are computed: logits are smaller than masks
         logits = torch.from_numpy(mask_logits).to(self._model.device)
@@ -80,7 +84,7 @@ class ClickHead:
     def _predict(
         self, embedding: ImageEmbedding, boxes: Sequence[Box], points: Mapping[str, Any], multimask: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        # ask for masks at the logits' own size: then the package only fills holes and does not resize
+        # ask for masks at the logits' own size: then the package does not resize them
         state = {
             "original_height": self._mask_side,
             "original_width": self._mask_side,

@@ -6,7 +6,6 @@ Importing this module imports torch and sam3.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import os
 import threading
@@ -132,10 +131,7 @@ class Model:
             return self._resized.get(resolution, lambda: self._resize_network(resolution))
 
     def _resize_network(self, resolution: int) -> Sam3Image:
-        own = self.architecture
-        hole_area = round(own.fill_hole_area * (resolution / own.resolution) ** 2)  # the same share of the image
-        architecture = dataclasses.replace(own, resolution=resolution, fill_hole_area=hole_area)
-        network = build_image_network(architecture, self.device)
+        network = build_image_network(self.architecture.resized(resolution), self.device)
         narrow_weights(self.network)
         # only the rotary tables depend on the input size; sam3 computes them when it builds a network
         tensors = {

@@ -109,7 +109,7 @@ class Predictor:
             self._processor = Sam3Processor(network, resolution=self.resolution, device=model.device)
         parts = model.architecture
         self._detector = Detector(model, network, self._processor) if parts.detector else None
-        self._click_head = ClickHead(model, network) if parts.click_head else None
+        self._click_head = ClickHead(model, network, self.resolution) if parts.click_head else None
         self.closed = False
 
     def close(self) -> None:

@@ -107,11 +107,11 @@ def test_a_size_is_rounded_to_whole_patches_with_a_warning(model, caplog, asked,
 
 
 def test_the_area_of_filled_holes_scales_with_the_input_size(model):
-    """The sam3 package measures the area in pixels of the mask logits."""
+    """It is measured in mask logits, of which a larger input has more."""
     for size in (56, 112, 224):
-        predictor = Predictor(model, size)
-        area = network_of(predictor).inst_interactive_predictor._transforms.max_hole_area
-        assert area / mask_logits_side(network_of(predictor)) ** 2 == SMALL.fill_hole_area / (4 * SMALL.grid) ** 2
+        resized = SMALL.resized(size)
+        assert mask_logits_side(network_of(Predictor(model, size))) == 4 * resized.grid
+        assert resized.fill_hole_area / resized.grid**2 == SMALL.fill_hole_area / SMALL.grid**2
 
 
 @pytest.mark.parametrize("percent", [100, 50])
