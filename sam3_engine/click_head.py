@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 from .embedding import ImageEmbedding
-from .errors import CheckpointError
 from .fitting import FittedPrompt
 from .internals import forget_image, mask_logits_side
-from .model import NOT_FINITE, Model, Sam3Image
+from .model import Model, NotFiniteError, Sam3Image
 from .options import Options
 from .prompts import UNNAMED, Box, GeometricPrompt
 from .regions import fill_small_holes, remove_small_regions
 from .segments import Segment
+from .weight_precision import to_precision
 
 _BOXES_PER_PASS = 16  # bounds the memory of the mask decoder
 
@@ -30,7 +30,7 @@ class ClickHead:
     Call its methods inside :meth:`~.model.Model.infer`.
 
     Args:
-        model: the model; errors name its checkpoint.
+        model: the model that made the embeddings.
         network: the network of ``model`` at the input size of the embeddings.
         resolution: that input size, in pixels.
     """
@@ -50,7 +50,7 @@ class ClickHead:
         pass.
 
         Raises:
-            CheckpointError: the network returns NaN or infinity.
+            NotFiniteError: the network returns NaN or infinity.
         """
         prompt = fitted.prompt
         assert isinstance(prompt, GeometricPrompt)
@@ -69,7 +69,7 @@ class ClickHead:
     ) -> Iterator[Segment]:
         mask_logits, scores = self._predict(embedding, boxes, points, multimask)
         if not (np.isfinite(mask_logits).all() and np.isfinite(scores).all()):
-            raise CheckpointError(self._model.checkpoint, NOT_FINITE)
+            raise NotFiniteError
         # the package would leave holes unfilled, without a word, where Triton has no compiler or memory runs out
         mask_logits = fill_small_holes(mask_logits, self._max_hole_area)
         objects = max(1, len(boxes))
@@ -88,7 +88,7 @@ class ClickHead:
         state = {
             "original_height": self._mask_side,
             "original_width": self._mask_side,
-            "backbone_out": embedding.features,
+            "backbone_out": to_precision(embedding.features, self._model.precision),
         }
         try:
             mask_logits, scores, _ = self._network.predict_inst(

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,14 +22,12 @@ from .contexts import importing_sam3, inference
 from .devices import choose_precision
 from .errors import CheckpointError, DeviceMemoryError, quote
 from .lru_cache import LRUCache
-from .weight_precision import narrow_weights, set_weight_precision
+from .weight_precision import narrow_weights, set_weight_precision, widen_while_running
 
 with importing_sam3():
     from .network import Sam3Image, build_image_network
 
 logger = logging.getLogger(__name__)
-
-NOT_FINITE = "the network returns NaN or infinity: its weights are damaged"
 
 Result = TypeVar("Result")
 
@@ -39,6 +38,10 @@ _CACHED_INPUT_SIZES = 2
 _PROCESS = os.getpid()
 
 
+class NotFiniteError(ArithmeticError):
+    """The network returned NaN or infinity. Raise it inside :meth:`Model.infer`, which handles it."""
+
+
 class Model:
     """A network on its device, in its precision, with caches of its latest results.
 
@@ -47,7 +50,8 @@ class Model:
         network: the network at the checkpoint's own input size.
         architecture: the sizes and parts of that network.
         description: what users call the checkpoint, for example "SAM 3.1 (multiplex)".
-        device, precision: where and in which dtype it runs.
+        device: where it runs.
+        precision: dtype of its matrix products; float32 from the first NaN or infinity on.
         embeddings: image embeddings; use it inside :meth:`exclusive_inference`.
         phrases: outputs of the text encoder by phrase; use it inside :meth:`exclusive_inference`.
         position_tables: position tables of image features by input size; use it inside :meth:`exclusive_inference`.
@@ -72,6 +76,8 @@ class Model:
         self.phrases: LRUCache[Any] = LRUCache(_CACHED_PHRASES)
         self.position_tables: LRUCache[Any] = LRUCache(1 + _CACHED_INPUT_SIZES)
         self._resized: LRUCache[Sam3Image] = LRUCache(_CACHED_INPUT_SIZES)
+        # at all input sizes, also those that only a predictor holds
+        self._networks: weakref.WeakSet[Sam3Image] = weakref.WeakSet([network])
         self._lock = threading.RLock()
 
     @contextlib.contextmanager
@@ -88,19 +94,21 @@ class Model:
     def infer(self, compute: Callable[[], Result], *caches: LRUCache[Any]) -> Result:
         """Return ``compute()``, run in :meth:`exclusive_inference`.
 
-        If memory runs out, clear the caches of this model and try once more.
+        If memory runs out, clear the caches of this model and try once more. If the network returns NaN or infinity in
+        half precision, run it again in float32, from now on.
 
         Args:
             compute: runs the network.
             caches: more caches to clear.
 
         Raises:
+            CheckpointError: the network returns NaN or infinity in float32.
             DeviceMemoryError: memory ran out twice.
         """
         for first_attempt in (True, False):
             try:
                 with self.exclusive_inference():
-                    return compute()
+                    return self._compute_finite(compute)
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
@@ -108,6 +116,32 @@ class Model:
             if first_attempt:
                 self._clear_caches(caches)
         raise DeviceMemoryError(self.device)
+
+    def _compute_finite(self, compute: Callable[[], Result]) -> Result:
+        """Return ``compute()``; if that is not finite in half precision, switch to float32 and compute it again."""
+        in_float32 = self.precision == torch.float32
+        try:
+            return compute()
+        except NotFiniteError as error:
+            if in_float32:
+                reason = "the network returns NaN or infinity: its weights are damaged"
+                raise CheckpointError(self.checkpoint, reason) from error
+        # after the except clause: inside it, the error still holds the tensors of the failed computation
+        self._switch_to_float32()
+        with self.exclusive_inference():
+            return self._compute_finite(compute)
+
+    def _switch_to_float32(self) -> None:
+        logger.warning(
+            "%s returned NaN or infinity in %s. It runs in float32 from now on, which is slower.",
+            self.description,
+            str(self.precision).removeprefix("torch."),
+        )
+        self.precision = torch.float32
+        for network in self._networks:
+            widen_while_running(network)
+        for cache in (self.embeddings, self.phrases, self.position_tables):
+            cache.clear()
 
     def _clear_caches(self, others: Iterable[LRUCache[Any]]) -> None:
         with self._lock:
@@ -143,8 +177,11 @@ class Model:
         with torch.inference_mode(False):  # as in load_model
             network.load_state_dict(tensors, assign=True)
             network.requires_grad_(False)
-            set_weight_precision(network, self.device, self.precision)
-            return network.to(self.device)
+            network.to(self.device)
+            if self.precision == torch.float32:
+                widen_while_running(network)
+        self._networks.add(network)
+        return network
 
 
 def load_model(checkpoint: Path, device: torch.device, precision: torch.dtype | None = None) -> Model:

@@ -24,7 +24,7 @@ from .embedding import ImageEmbedding
 from .errors import PromptError
 from .fitting import FittedPrompt, fit_prompt, warn_of_fractions
 from .images import as_rgb8, content_digest, pixels_of
-from .model import Model
+from .model import Model, NotFiniteError
 from .options import DEFAULTS, Options, check_size_percent
 from .prompts import ConceptPrompt, Prompt, in_brackets
 from .segments import Segment
@@ -270,6 +270,10 @@ class Predictor:
         tables = self.model.position_tables.get(self.resolution, lambda: pyramids[0]["vision_pos_enc"])
         for pyramid in pyramids:
             pyramid["vision_pos_enc"] = tables
+        if self.model.precision == torch.float16:  # bfloat16 has the range of float32, and to check waits for the GPU
+            maps = [feature_map for pyramid in pyramids for feature_map in pyramid["backbone_fpn"]]
+            if not torch.stack([feature_map.isfinite().all() for feature_map in maps]).all():
+                raise NotFiniteError
         return ImageEmbedding(features, width, height, self.resolution, weakref.ref(self.model))
 
 
