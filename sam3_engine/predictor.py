@@ -38,6 +38,10 @@ with importing_sam3():
 logger = logging.getLogger(__name__)
 
 _MAX_INPUT_SIZE = 4096
+# PyTorch's antialiased resize on CUDA (UpSampleBilinear2d.cu) holds its weights for a block of pixels in shared memory:
+# 4 * (32 * (2 * ceil(width / size) + 1) + 33 * (2 * ceil(height / size) + 1)) bytes. It refuses to use more than the
+# 48 KB that every GPU has, from a sum of both ratios of 184 on. At 128 it takes at most 34,308 bytes.
+_MAX_SHRINKING_ON_CUDA = 128
 # what makes a prompt: of points and boxes, of concepts
 _GIVING = {False: ("boxes", "points"), True: ("phrases", "boxes")}
 
@@ -262,6 +266,8 @@ class Predictor:
         if size_percent < 100:
             shrunk = [max(1, round(side * size_percent / 100)) for side in (height, width)]
             pixels = functional.resize(pixels, shrunk, antialias=True)
+        if self.model.device.type == "cuda" and not _can_shrink_on_cuda(pixels, self.resolution):
+            pixels = functional.resize(pixels, [self.resolution] * 2, antialias=True)  # on the CPU
         features = self._processor.set_image(pixels)["backbone_out"]
         pyramids = [features] if self.model.architecture.detector else []
         if self.model.architecture.click_head:
@@ -279,6 +285,11 @@ class Predictor:
 
 def _as_rgb8(image: np.ndarray | PIL.Image.Image) -> np.ndarray:
     return as_rgb8(pixels_of(image) if isinstance(image, PIL.Image.Image) else image)
+
+
+def _can_shrink_on_cuda(pixels: torch.Tensor, resolution: int) -> bool:
+    """Return whether CUDA can shrink an image (channels, h, w) to a square of ``resolution`` pixels."""
+    return sum(pixels.shape[1:]) <= _MAX_SHRINKING_ON_CUDA * resolution
 
 
 def _round_to_patches(architecture: Architecture, input_size: int) -> int:

@@ -79,13 +79,20 @@ def warned(caplog):
     ]
 
 
-def described(segments):
-    return [(one.score, one.box, one.mask.tobytes(), one.mask_logits.dtype) for one in segments]
-
-
-def answer(predictor, image, kind, embedding=None):
+def segments(predictor, image, kind, embedding=None):
     embedding = embedding or predictor.encode_image(image)
-    return described(predictor.segment(embedding, PROMPTS[kind], Options(confidence_threshold=0, multimask=True)))
+    return predictor.segment(embedding, PROMPTS[kind], Options(confidence_threshold=0, multimask=True))
+
+
+def answer(*arguments):
+    return [(one.score, one.box, one.mask.tobytes(), one.mask_logits.dtype) for one in segments(*arguments)]
+
+
+def with_rounded_encoders(model):
+    """Round the weights of a model's encoders to float16, and keep them in float32."""
+    for precision in (torch.float16, torch.float32):
+        cast_encoder_weights(model.network, CPU, precision)
+    return model
 
 
 @pytest.mark.parametrize(("part", "kind"), WITH_PROMPTS)
@@ -172,9 +179,7 @@ def test_weights_that_are_held_in_half_precision_are_wide_only_while_they_are_us
     assert held.count(torch.float16) > 40
     answer(Predictor(model), photograph, "phrase")
     assert model.precision == torch.float32
-    reference = load_model(small_checkpoint, CPU, torch.float32)
-    cast_encoder_weights(reference.network, CPU, torch.float16)
-    cast_encoder_weights(reference.network, CPU, torch.float32)
+    reference = with_rounded_encoders(load_model(small_checkpoint, CPU, torch.float32))
     model.embeddings.clear()
     for predictor in (Predictor(model), earlier, Predictor(model, 224)):
         for kind in PROMPTS:
@@ -198,6 +203,27 @@ def test_weights_beyond_the_range_of_float16_are_kept(overflowing, small_checkpo
     assert attention.proj.weight.dtype == torch.float16
     assert answer(Predictor(model), photograph, "point")
     assert model.precision == torch.float32
+
+
+# --- a GPU without native bfloat16
+
+
+@pytest.mark.parametrize("part", OVERFLOWING)
+def test_a_gpu_that_overflows_float16_answers_as_in_float32(overflowing, photograph, emulated_cuda, caplog, part):
+    emulated_cuda.gpus[0].capability = (7, 5)
+    model = load_model(overflowing(part), torch.device("cuda", 0))
+    reference = with_rounded_encoders(load_model(model.checkpoint, CPU, torch.float32))
+    assert model.precision == torch.float16
+    held = {weight.dtype for weight in model.network.parameters()}
+    assert answer(Predictor(model, 168), photograph, OVERFLOWING[part][2][0])
+    assert (model.precision, len(warned(caplog))) == (torch.float32, 1)
+    assert {weight.dtype for weight in model.network.parameters()} == held
+    for kind in PROMPTS:
+        found = segments(Predictor(model), photograph, kind)
+        wanted = segments(Predictor(reference), photograph, kind)
+        assert [one.score for one in found] == pytest.approx([one.score for one in wanted], abs=1e-3)
+        # a GPU's resize rounds the image differently
+        assert all(np.mean(one.mask == other.mask) > 0.995 for one, other in zip(found, wanted, strict=True))
 
 
 # --- damaged weights, memory
