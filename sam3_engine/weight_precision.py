@@ -61,7 +61,7 @@ def cast_encoder_weights(network: Sam3Image, device: torch.device, precision: to
 def widen_while_running(network: Sam3Image) -> None:
     """Have each encoder layer hold float16 or bfloat16 weights in float32 while it runs, and only then."""
     for layer in _autocast_layers(network):
-        if not hasattr(layer, "narrow_weights") and any(weight.dtype in _HALF for weight in layer.parameters()):
+        if any(weight.dtype in _HALF for weight in layer.parameters()):
             _widen_while_running(layer)
 
 
