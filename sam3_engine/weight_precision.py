@@ -66,7 +66,7 @@ def widen_while_running(network: Sam3Image) -> None:
 
 
 def to_precision(tensors: Any, precision: torch.dtype) -> Any:
-    """Return tensors, in any nesting of dicts and lists, as a network of ``precision`` reads them.
+    """Return tensors (or None), in any nesting of dicts and lists, as a network of ``precision`` reads them.
 
     That changes only half-precision tensors for a network in float32: a network that left half precision has made them
     before, and without autocast, dtypes must match.
@@ -77,7 +77,7 @@ def to_precision(tensors: Any, precision: torch.dtype) -> Any:
         return {name: to_precision(tensor, precision) for name, tensor in tensors.items()}
     if isinstance(tensors, list):
         return [to_precision(tensor, precision) for tensor in tensors]
-    return tensors.float() if tensors.dtype in _HALF else tensors
+    return tensors.float() if tensors is not None and tensors.dtype in _HALF else tensors
 
 
 def narrow_weights(network: Sam3Image) -> None:

@@ -11,6 +11,7 @@ from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import ConceptPrompt, GeometricPrompt
 from sam3_engine.segments import label_map
 from sam3_engine.weight_precision import cast_encoder_weights
+from testbed.layout_files import as_fine_tuned, as_transformers_click_head, read_contents, write_safetensors
 
 CPU = torch.device("cpu")
 HALF = (torch.float16, torch.bfloat16)
@@ -203,6 +204,28 @@ def test_weights_beyond_the_range_of_float16_are_kept(overflowing, small_checkpo
     assert attention.proj.weight.dtype == torch.float16
     assert answer(Predictor(model), photograph, "point")
     assert model.precision == torch.float32
+
+
+LONE_HEADS = {
+    "phrase": ("detector", as_fine_tuned),
+    "point": ("click head", as_transformers_click_head),
+}
+
+
+@pytest.mark.parametrize("kind", LONE_HEADS)
+@pytest.mark.parametrize("part", [None, "image encoder"])
+def test_a_checkpoint_with_one_head_switches_too(small_checkpoint, overflowing, photograph, tmp_path, part, kind):
+    head, layout = LONE_HEADS[kind]
+    contents = read_contents(overflowing(part or head))
+    path = tmp_path / "one_head.safetensors"
+    write_safetensors(path, layout(contents.tensors), contents.architecture)
+    predictor = Predictor(load_model(path, CPU, torch.float16))
+    embedding = None if part else predictor.encode_image(photograph)
+    assert answer(predictor, photograph, kind, embedding)
+    assert predictor.model.precision == torch.float32
+    predictor.model.embeddings.clear()
+    reference = Predictor(load_model(small_checkpoint, CPU, torch.float32))
+    assert answer(predictor, photograph, kind) == answer(reference, photograph, kind)
 
 
 # --- a GPU without native bfloat16
