@@ -67,6 +67,12 @@ def is_device_error(error: BaseException) -> bool:
     return is_out_of_memory(error) or _is_accelerator_error(error) or _says(error, _DEVICE)
 
 
+def raise_device_error(error: BaseException) -> None:
+    """Raise ``error`` again if it comes from the device, so that nobody blames the input for it."""
+    if is_device_error(error):
+        raise error
+
+
 def exhausted_device(error: BaseException, device: torch.device) -> torch.device:
     """Return the device whose memory is exhausted.
 

@@ -19,6 +19,7 @@ import torch
 from .architecture import Architecture
 from .checkpoints.checkpoint import fit_tensors, read_checkpoint
 from .contexts import importing_sam3, inference
+from .device_errors import exhausted_device, is_out_of_memory, raise_device_error
 from .devices import choose_precision
 from .errors import CheckpointError, DeviceMemoryError, quote
 from .lru_cache import LRUCache
@@ -103,7 +104,7 @@ class Model:
                 with self.exclusive_inference():
                     return compute()
             except (MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
             # after the except clause: inside it, the error still holds the tensors of the failed computation
             if first_attempt:
@@ -165,13 +166,29 @@ def load_model(checkpoint: Path, device: torch.device, precision: torch.dtype | 
     Raises:
         CheckpointError: the file cannot be read, is no SAM 3 checkpoint, or one of its tensors does not fit, is missing
             or is unexpected.
+        DeviceMemoryError: the device, or the machine, ran out of memory.
+        RuntimeError: PyTorch cannot use the device; the message is PyTorch's own.
     """
+    try:
+        return _load_model(checkpoint, device, precision)
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        exhausted = exhausted_device(error, device)
+    # after the except clause: inside it, the error still holds the tensors of the network
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    raise DeviceMemoryError(exhausted)
+
+
+def _load_model(checkpoint: Path, device: torch.device, precision: torch.dtype | None) -> Model:
     recognized = read_checkpoint(checkpoint)
     architecture, description = recognized.architecture, recognized.description
     try:
         network = build_image_network(architecture, device)
     # each size is valid by itself, but their combination may not be
     except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+        raise_device_error(error)
         raise CheckpointError(
             checkpoint, f"a network with its architecture cannot be built ({quote(error, 300)})"
         ) from error
@@ -191,8 +208,3 @@ def refuse_forked_process() -> None:
             "SAM 3 was loaded before this process was forked, which PyTorch does not support. Start processes with "
             "'spawn' (multiprocessing.set_start_method), or fork before you use SAM 3."
         )
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    # on a CPU PyTorch raises a plain RuntimeError
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
