@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,10 +19,11 @@ import torch
 from .architecture import Architecture
 from .checkpoints.checkpoint import fit_tensors, read_checkpoint
 from .contexts import importing_sam3, inference
-from .device_errors import exhausted_device, is_out_of_memory, raise_device_error
+from .device_errors import raise_device_error
 from .devices import choose_precision
-from .errors import CheckpointError, DeviceMemoryError, quote
+from .errors import CheckpointError, quote
 from .lru_cache import LRUCache
+from .memory import ReleaseAtEnd, measure_budget, retry_without_caches
 from .weight_precision import narrow_weights, set_weight_precision
 
 with importing_sam3():
@@ -50,6 +51,7 @@ class Model:
         architecture: the sizes and parts of that network.
         description: what users call the checkpoint, for example "SAM 3.1 (multiplex)".
         device, precision: where and in which dtype it runs.
+        budget: bounds the memory of these caches, together with those of all models on ``device``.
         embeddings: image embeddings; use it inside :meth:`exclusive_inference`.
         phrases: outputs of the text encoder by phrase; use it inside :meth:`exclusive_inference`.
         position_tables: position tables of image features by input size; use it inside :meth:`exclusive_inference`.
@@ -70,11 +72,13 @@ class Model:
         self.description = description
         self.device = device
         self.precision = precision
-        self.embeddings: LRUCache[Any] = LRUCache(_CACHED_IMAGES)
-        self.phrases: LRUCache[Any] = LRUCache(_CACHED_PHRASES)
-        self.position_tables: LRUCache[Any] = LRUCache(1 + _CACHED_INPUT_SIZES)
-        self._resized: LRUCache[Sam3Image] = LRUCache(_CACHED_INPUT_SIZES)
+        self.budget = measure_budget(device)
+        self.embeddings: LRUCache[Any] = LRUCache(_CACHED_IMAGES, self.budget)
+        self.phrases: LRUCache[Any] = LRUCache(_CACHED_PHRASES, self.budget)
+        self.position_tables: LRUCache[Any] = LRUCache(1 + _CACHED_INPUT_SIZES, self.budget)
+        self._resized: LRUCache[Sam3Image] = LRUCache(_CACHED_INPUT_SIZES)  # no budget: they share the weights
         self._lock = threading.RLock()
+        self._release_at_end = ReleaseAtEnd(device)  # the last attribute
 
     @contextlib.contextmanager
     def exclusive_inference(self) -> Iterator[None]:
@@ -87,36 +91,23 @@ class Model:
         with self._lock, inference(self.device, self.precision):
             yield
 
-    def infer(self, compute: Callable[[], Result], *caches: LRUCache[Any]) -> Result:
+    def infer(self, compute: Callable[[], Result]) -> Result:
         """Return ``compute()``, run in :meth:`exclusive_inference`.
 
-        If memory runs out, clear the caches of this model and try once more.
+        If memory runs out, clear all caches on this model's device and try once more.
 
         Args:
             compute: runs the network.
-            caches: more caches to clear.
 
         Raises:
             DeviceMemoryError: memory ran out twice.
         """
-        for first_attempt in (True, False):
-            try:
-                with self.exclusive_inference():
-                    return compute()
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-            # after the except clause: inside it, the error still holds the tensors of the failed computation
-            if first_attempt:
-                self._clear_caches(caches)
-        raise DeviceMemoryError(self.device)
 
-    def _clear_caches(self, others: Iterable[LRUCache[Any]]) -> None:
-        with self._lock:
-            for cache in (self.embeddings, self.phrases, self.position_tables, *others):
-                cache.clear()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+        def compute_alone() -> Result:
+            with self.exclusive_inference():
+                return compute()
+
+        return retry_without_caches(self.device, compute_alone)
 
     def network_at(self, resolution: int) -> Sam3Image:
         """Return the network for another input size. It shares the weights; only its position tables are new.
@@ -126,11 +117,14 @@ class Model:
 
         Raises:
             ValueError: the resolution is not a multiple of ``patch_size``.
+            DeviceMemoryError: the device ran out of memory.
         """
         if resolution == self.architecture.resolution:
             return self.network
         with self._lock:
-            return self._resized.get(resolution, lambda: self._resize_network(resolution))
+            return retry_without_caches(
+                self.device, lambda: self._resized.get(resolution, lambda: self._resize_network(resolution))
+            )
 
     def _resize_network(self, resolution: int) -> Sam3Image:
         own = self.architecture
@@ -169,16 +163,7 @@ def load_model(checkpoint: Path, device: torch.device, precision: torch.dtype | 
         DeviceMemoryError: the device, or the machine, ran out of memory.
         RuntimeError: PyTorch cannot use the device; the message is PyTorch's own.
     """
-    try:
-        return _load_model(checkpoint, device, precision)
-    except (MemoryError, OSError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        exhausted = exhausted_device(error, device)
-    # after the except clause: inside it, the error still holds the tensors of the network
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    raise DeviceMemoryError(exhausted)
+    return retry_without_caches(device, lambda: _load_model(checkpoint, device, precision))
 
 
 def _load_model(checkpoint: Path, device: torch.device, precision: torch.dtype | None) -> Model:
