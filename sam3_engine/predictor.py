@@ -20,10 +20,11 @@ from .click_head import ClickHead
 from .contexts import importing_sam3
 from .detector import Detector
 from .devices import choose_device, cuda_present
-from .embedding import ImageEmbedding
+from .embedding import CACHED_DETECTIONS, Detections, ImageEmbedding
 from .errors import PromptError
 from .fitting import FittedPrompt, fit_prompt, warn_of_fractions
 from .images import as_rgb8, content_digest, pixels_of
+from .lru_cache import LRUCache
 from .model import Model, NotFiniteError
 from .options import DEFAULTS, Options, check_size_percent
 from .prompts import ConceptPrompt, Prompt, in_brackets
@@ -104,23 +105,32 @@ class Predictor:
         closed: whether :meth:`close` was called.
     """
 
+    closed = True  # until the constructor has succeeded
+
     def __init__(self, model: Model, input_size: int = 0) -> None:
         self.model = model
         self.input_size = input_size
         self.resolution = _round_to_patches(model.architecture, input_size)
         network = model.network_at(self.resolution)
-        with model.exclusive_inference():
-            self._processor = Sam3Processor(network, resolution=self.resolution, device=model.device)
+        self._processor = model.infer(lambda: Sam3Processor(network, resolution=self.resolution, device=model.device))
         parts = model.architecture
         self._detector = Detector(model, network, self._processor) if parts.detector else None
         self._click_head = ClickHead(model, network, self.resolution) if parts.click_head else None
         self.closed = False
 
     def close(self) -> None:
-        """Release the model. The predictor cannot be used afterwards; do not close it while a thread uses it."""
+        """Release the model. The predictor cannot be used afterwards; do not close it while a thread uses it.
+
+        If nobody else uses the model, its memory is free afterwards, on a GPU for other programs too.
+        """
         if not self.closed:
             self.closed = True
-            del self.model, self._processor, self._detector, self._click_head
+            # the model last: when it goes, it gives back the GPU memory of its networks, which the others hold as well
+            del self._processor, self._detector, self._click_head
+            del self.model
+
+    def __del__(self) -> None:
+        self.close()
 
     def _refuse_if_closed(self) -> None:
         if self.closed:
@@ -226,7 +236,7 @@ class Predictor:
         fitted = self._fit(prompt, embedding.width, embedding.height)
         head = self._detector if isinstance(fitted.prompt, ConceptPrompt) else self._click_head
         assert head is not None
-        return self.model.infer(lambda: head.segment(embedding, fitted, options, on_step), embedding.detections)
+        return self.model.infer(lambda: head.segment(embedding, fitted, options, on_step))
 
     def check_answers(self, prompt: Prompt) -> None:
         """Check that the model has the head that answers a prompt.
@@ -280,7 +290,8 @@ class Predictor:
             maps = [feature_map for pyramid in pyramids for feature_map in pyramid["backbone_fpn"]]
             if not torch.stack([feature_map.isfinite().all() for feature_map in maps]).all():
                 raise NotFiniteError
-        return ImageEmbedding(features, width, height, self.resolution, weakref.ref(self.model))
+        detections: LRUCache[Detections] = LRUCache(CACHED_DETECTIONS, self.model.budget)
+        return ImageEmbedding(features, width, height, self.resolution, weakref.ref(self.model), detections)
 
 
 def _as_rgb8(image: np.ndarray | PIL.Image.Image) -> np.ndarray:
