@@ -103,7 +103,7 @@ class LRUCache(Generic[Value]):
         budget: bounds the memory of the values, together with those of other caches; by default, it is unbounded.
 
     Attributes:
-        last_use: when a value was last used or added.
+        last_use: when a value was last asked for or added.
     """
 
     def __init__(self, capacity: int, budget: MemoryBudget | None = None) -> None:
@@ -121,6 +121,7 @@ class LRUCache(Generic[Value]):
         If ``compute`` raises, nothing is cached for ``key``.
         """
         with self._budget.lock:
+            self.last_use = self._budget.now()  # even if the value is missing: what holds this cache is in use
             if key in self._entries:
                 entry = self._entries[key]
                 self._mark_used(entry)
