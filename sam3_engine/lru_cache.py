@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -36,6 +37,7 @@ class MemoryBudget:
         self._limit = limit
         self._caches: weakref.WeakSet[LRUCache[Any]] = weakref.WeakSet()
         self._clock = itertools.count()
+        self._suspensions = 0
 
     @property
     def limit(self) -> float:
@@ -60,6 +62,18 @@ class MemoryBudget:
             for cache in list(self._caches):
                 cache.clear()
 
+    @contextlib.contextmanager
+    def keeping_nothing(self) -> Iterator[None]:
+        """Clear all caches, and add nothing to them meanwhile, whichever thread computes it."""
+        with self.lock:
+            self._suspensions += 1
+            self.clear()
+        try:
+            yield
+        finally:
+            with self.lock:
+                self._suspensions -= 1
+
     # --- for the caches
 
     def register(self, cache: LRUCache[Any]) -> None:
@@ -75,10 +89,11 @@ class MemoryBudget:
         """Evict values until a new one with these storages fits.
 
         Returns:
-            False, with nothing evicted, if the new value alone exceeds the limit.
+            False, with nothing evicted, if the new value is not to be kept: it alone exceeds the limit, or nothing is
+            kept at the moment.
         """
         with self.lock:
-            if sum(storages.values()) > self._limit:
+            if self._suspensions or sum(storages.values()) > self._limit:
                 return False
             # one at a time: a value may hold a cache of its own, which goes with it
             while self._evict_if_exceeded(storages):

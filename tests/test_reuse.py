@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import importlib
+import sys
 import threading
 import weakref
 
@@ -17,7 +18,7 @@ from sam3_engine.lru_cache import LRUCache, MemoryBudget
 from sam3_engine.memory import budget_of
 from sam3_engine.model import load_model
 from sam3_engine.options import Options
-from sam3_engine.predictor import Predictor
+from sam3_engine.predictor import Predictor, open_predictor
 from sam3_engine.prompts import ConceptPrompt, GeometricPrompt
 from sam3_engine.shared_models import shared_model
 from testbed.direct_use import DirectUse
@@ -559,6 +560,84 @@ def test_the_model_and_its_images_are_freed_with_the_last_workflow(plugins_direc
     gc.collect()
     assert model() is None
     assert embedding() is None
+
+
+@pytest.fixture
+def returned(emulated_cuda, monkeypatch):
+    """Record the memory in use on each emulated GPU when PyTorch is asked to give back the rest."""
+    memory = []
+    monkeypatch.setattr(
+        torch.cuda, "empty_cache", lambda: memory.append([emulated_cuda.allocated(0), emulated_cuda.allocated(1)])
+    )
+    return memory
+
+
+def closed(predictor):
+    predictor.close()
+
+
+def dropped(predictor):
+    pass
+
+
+@pytest.mark.parametrize("goes", [closed, dropped])
+def test_a_model_that_goes_gives_back_its_gpu_memory(emulated_cuda, returned, small_checkpoint, photograph, goes):
+    gc.collect()
+    gc.disable()  # nothing may wait for the garbage collector
+    try:
+        predictor = Predictor(load_model(small_checkpoint, torch.device("cuda", 1)))
+        other_size = Predictor(predictor.model, 168)
+        for one in (predictor, other_size):
+            found = one.predict(photograph, ConceptPrompt(("shoe",)), Options(confidence_threshold=0))
+            assert found[0].mask.shape == photograph.shape[:2]
+        assert one.predict(photograph, BOX)
+        del found, one
+        goes(other_size)
+        del other_size
+        assert emulated_cuda.allocated(1) > 0
+        assert returned == []
+        goes(predictor)
+        del predictor
+        assert returned == [[0, 0]]  # after all of its tensors
+    finally:
+        gc.enable()
+
+
+def test_a_model_on_a_gpu_that_is_replaced_goes_before_another_is_loaded(
+    emulated_cuda, returned, small_checkpoint, tmp_path
+):
+    gpu = torch.device("cuda", 0)
+    other = tmp_path / "other.pt"
+    other.write_bytes(small_checkpoint.read_bytes())
+    first = open_predictor(small_checkpoint, device=gpu)
+    weights = emulated_cuda.allocated(0)
+    assert open_predictor(small_checkpoint, device=gpu, replaces=first) is first
+    assert returned == []
+    torch.cuda.reset_peak_memory_stats(gpu)
+    second = open_predictor(other, device=gpu, replaces=first)
+    assert first.closed
+    assert returned == [[0, 0]]
+    assert torch.cuda.max_memory_allocated(gpu) == pytest.approx(weights, rel=0.1)
+    del second
+    assert returned == [[0, 0]] * 2
+
+
+def test_a_model_without_a_predictor_gives_back_its_gpu_memory(emulated_cuda, returned, small_checkpoint):
+    model = load_model(small_checkpoint, torch.device("cuda", 0))
+    assert model.network_at(168) is not model.network
+    del model
+    assert returned == [[0, 0]]
+
+
+def test_a_gpu_that_refuses_to_give_back_memory_disturbs_nobody(emulated_cuda, small_checkpoint, monkeypatch):
+    def refuse():
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", refuse)
+    unraisable = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    Predictor(load_model(small_checkpoint, torch.device("cuda", 0))).close()
+    assert unraisable == []
 
 
 def test_all_images_and_both_heads_share_the_position_tables(predictor, photograph):
