@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -36,6 +37,7 @@ class MemoryBudget:
         self._limit = limit
         self._caches: weakref.WeakSet[LRUCache[Any]] = weakref.WeakSet()
         self._clock = itertools.count()
+        self._suspensions = 0
 
     @property
     def limit(self) -> float:
@@ -60,6 +62,18 @@ class MemoryBudget:
             for cache in list(self._caches):
                 cache.clear()
 
+    @contextlib.contextmanager
+    def keeping_nothing(self) -> Iterator[None]:
+        """Clear all caches, and add nothing to them meanwhile, whichever thread computes it."""
+        with self.lock:
+            self._suspensions += 1
+            self.clear()
+        try:
+            yield
+        finally:
+            with self.lock:
+                self._suspensions -= 1
+
     # --- for the caches
 
     def register(self, cache: LRUCache[Any]) -> None:
@@ -75,10 +89,11 @@ class MemoryBudget:
         """Evict values until a new one with these storages fits.
 
         Returns:
-            False, with nothing evicted, if the new value alone exceeds the limit.
+            False, with nothing evicted, if the new value is not to be kept: it alone exceeds the limit, or nothing is
+            kept at the moment.
         """
         with self.lock:
-            if sum(storages.values()) > self._limit:
+            if self._suspensions or sum(storages.values()) > self._limit:
                 return False
             # one at a time: a value may hold a cache of its own, which goes with it
             while self._evict_if_exceeded(storages):
@@ -103,7 +118,7 @@ class LRUCache(Generic[Value]):
         budget: bounds the memory of the values, together with those of other caches; by default, it is unbounded.
 
     Attributes:
-        last_use: when a value was last used or added.
+        last_use: when a value was last asked for or added.
     """
 
     def __init__(self, capacity: int, budget: MemoryBudget | None = None) -> None:
@@ -121,6 +136,7 @@ class LRUCache(Generic[Value]):
         If ``compute`` raises, nothing is cached for ``key``.
         """
         with self._budget.lock:
+            self.last_use = self._budget.now()  # even if the value is missing: what holds this cache is in use
             if key in self._entries:
                 entry = self._entries[key]
                 self._mark_used(entry)

@@ -50,28 +50,29 @@ def measure_budget(device: torch.device) -> MemoryBudget:
 
 
 def retry_without_caches(device: torch.device, compute: Callable[[], Result]) -> Result:
-    """Return ``compute()``. If memory runs out, clear all caches on the device and try once more.
+    """Return ``compute()``. If memory runs out, clear all caches on the device and try once more, caching nothing.
 
     Args:
-        device: where ``compute`` runs. If it is the machine's own memory that runs out, caches on the CPU are cleared
-            as well.
+        device: where ``compute`` runs. If it is the machine's own memory that runs out, this applies to the caches on
+            the CPU as well.
         compute: called at most twice.
 
     Raises:
         DeviceMemoryError: memory ran out twice.
     """
-    for first_attempt in (True, False):
-        try:
-            return compute()
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            exhausted = exhausted_device(error, device)
-        # after the except clause: inside it, the error still holds the tensors of the failed computation
-        if first_attempt:
-            for cleared in {device, exhausted}:
-                budget_of(cleared).clear()
-                release_unused_memory(cleared)
+    with contextlib.ExitStack() as exits:
+        for first_attempt in (True, False):
+            try:
+                return compute()
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                exhausted = exhausted_device(error, device)
+            # after the except clause: inside it, the error still holds the tensors of the failed computation
+            if first_attempt:
+                for cleared in {device, exhausted}:
+                    exits.enter_context(budget_of(cleared).keeping_nothing())
+                    release_unused_memory(cleared)
     raise DeviceMemoryError(exhausted)
 
 
