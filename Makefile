@@ -46,6 +46,7 @@ lint: $(VENV)/ready  ## check formatting, lint rules, spelling and types
 	$(RUN) -m ruff check .
 	$(RUN) -m codespell_lib
 	$(RUN) -m mypy
+	$(RUN) -m mypy --platform win32 --cache-dir .mypy_cache/windows
 
 format: $(VENV)/ready  ## format the code, and fix what lint can fix
 	$(RUN) -m ruff format .

@@ -183,7 +183,7 @@ def load_model(checkpoint: Path, device: torch.device, precision: torch.dtype | 
     """Load a checkpoint of SAM 3 or SAM 3.1 in any of the supported layouts, recognized by its content.
 
     The file is memory-mapped: while it is in use, you may replace it with another file of the same name, but not write
-    to it.
+    to it. Windows does not let you replace it either.
 
     Args:
         checkpoint: path of the file.
