@@ -300,7 +300,7 @@ def _segmentation_head(architecture: Architecture) -> UniversalSegmentationHead:
         aux_masks=False,
         presence_head=False,
         dot_product_scorer=None,
-        act_ckpt=False,  # saves memory in training alone, asks for the accelerator, and remembers the answer for all
+        act_ckpt=False,  # it only helps training, and PyTorch would look for a GPU, and remember for the whole process
         cross_attend_prompt=_attention(architecture, batch_first=False, dropout=0),
         pixel_decoder=pixel_decoder,
     )

@@ -17,6 +17,7 @@ import torch
 
 from sam3_engine import devices
 from sam3_engine.checkpoints.layout import Layout
+from sam3_engine.contexts import importing_sam3
 from sam3_engine.cuda_answers import hide_cuda
 from sam3_engine.device_errors import exhausted_device, is_device_error, is_out_of_memory
 from sam3_engine.devices import choose_device, choose_precision, cuda_present
@@ -352,6 +353,15 @@ def test_what_the_host_sets_while_cuda_is_hidden_stays(monkeypatch):
         mine = lambda: "mine"  # noqa: E731
         torch.cuda.is_available = mine
     assert torch.cuda.is_available is mine
+
+
+def test_only_the_capability_of_a_gpu_is_hidden_while_sam3_is_imported(emulated_cuda):
+    torch.cuda.init()
+    with importing_sam3():
+        assert torch.cuda.get_device_capability(1) == (0, 0)
+        assert torch.cuda.get_device_properties(device=1).total_memory == emulated_cuda.gpus[1].memory
+        assert torch.cuda.is_available()
+    assert torch.cuda.get_device_capability(1) == (8, 0)
 
 
 # --- loading
