@@ -264,17 +264,20 @@ def test_paths_that_are_too_long_for_windows_are_shortened(small_checkpoint, ima
     assert max(len(str(path)) for path in (tmp_path / "out").rglob("*")) == longest
 
 
+def run_in_threads(run, arguments):
+    threads = [threading.Thread(target=run, args=(argument,)) for argument in arguments]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 def run_at_once(workflows, run):
     """Run workflows in threads. They save to the same folder, in the same second."""
     for workflow in workflows:
         workflow.set_auto_save(True)
         workflow.update_start_time()  # the folder of a run is named after it
-
-    threads = [threading.Thread(target=run, args=(workflow,)) for workflow in workflows]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_in_threads(run, workflows)
 
 
 def test_workflows_that_save_to_one_folder_at_once_lose_nothing(segment, small_checkpoint, images, tmp_path):
@@ -295,6 +298,40 @@ def test_workflows_that_save_to_one_folder_at_once_lose_nothing(segment, small_c
     saved = [[loaded(files[base + end]) for end in FILES[1:]] for base in bases]
     assert [saved.count(results) for results in found] == [3] * len(sources)
     assert len(bases) == 3 * len(sources)
+
+
+def test_a_name_is_chosen_and_taken_in_one_step(plugins_directory, tmp_path):
+    saving = importlib.import_module(f"{PLUGIN}.infer_segment_anything_3_saving")
+
+    class Output(saving.AutoSaved):
+        def __init__(self, content):
+            self.content = content
+
+        def file_content(self):
+            return self.content
+
+    ends, threads, sources = (".png", ".json"), 4, 100
+    together = threading.Barrier(threads)
+
+    def run(number):
+        for source in range(sources):
+            outputs = {end: Output(f"{number} {source}{end}".encode()) for end in ends}
+            files = saving.NewFiles(f"{tmp_path}/", f"{source}.jpg", outputs)
+            together.wait()
+            files.write()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        run_in_threads(run, range(threads))
+    finally:
+        sys.setswitchinterval(interval)
+    pairs = [path.read_text() + path.with_suffix(".json").read_text() for path in tmp_path.glob("*.png")]
+    expected = {
+        f"{number} {source}.png{number} {source}.json" for number in range(threads) for source in range(sources)
+    }
+    assert len(pairs) == len(expected)
+    assert set(pairs) == expected
 
 
 def test_workflows_that_save_videos_to_one_folder_at_once_lose_nothing(segment, small_checkpoint, images, tmp_path):
