@@ -101,7 +101,7 @@ def _label_regions(mask: np.ndarray, connectivity: int) -> tuple[np.ndarray, np.
     """Return the number of each pixel's region, 0 outside the mask, and the sizes of all regions, 0 for number 0."""
     from skimage.measure import label  # imported before, see network.py
 
-    regions = label(mask, connectivity=connectivity)
+    regions = label(mask.view(np.uint8), connectivity=connectivity)  # for booleans, it would import more
     sizes = np.bincount(regions.ravel())
     sizes[0] = 0
     return regions, sizes

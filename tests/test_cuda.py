@@ -24,7 +24,7 @@ from tests.support import emulated_cuda as emulation
 pytestmark = pytest.mark.cuda
 
 LEAST_AGREEMENT = 0.998  # of the pixels of a mask; a shape covers about 2 % of the scene
-LEAST_IOU = 0.98
+LEAST_IOU = 0.9  # of small masks: a pixel or two differ
 MOST_SCORE_DIFFERENCE = 0.01
 
 WIDTH, HEIGHT = 480, 360

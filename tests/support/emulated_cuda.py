@@ -1,7 +1,7 @@
 """CUDA devices without a GPU: tensors that are on ``cuda:0`` or ``cuda:1``, whose data is in main memory.
 
 The tensors are ordinary ``torch.Tensor`` objects with a CUDA device, so everything that PyTorch decides by device runs
-as it does on a GPU: autocast's list of operations, ``is_cuda``, ``numpy()``, which refuses them, and ``parameter.data``,
+as it does on a GPU: autocast's list of operations, ``is_cuda``, ``numpy()``, which refuses them, ``parameter.data``,
 inference mode and modules, which accept them. Only the operations themselves run on the CPU. As on a GPU:
 
 - an operation on tensors of different devices is an error, unless the other one is a number (no dimensions, on the CPU)
