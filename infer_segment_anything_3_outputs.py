@@ -8,14 +8,14 @@ import itertools
 import logging
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from ikomia import dataprocess
 
 from .infer_segment_anything_3_output_types import ImageOutput, MaskOutput, ObjectsOutput
-from .infer_segment_anything_3_saving import VideoFolders, name_files, save_nothing
+from .infer_segment_anything_3_saving import AutoSaved, NewFiles, VideoFolders
 from .sam3_engine.errors import ImageError
 from .sam3_engine.images import as_rgb8
 from .sam3_engine.prompts import PHRASES_EXPECTED, ConceptPrompt, GeometricPrompt, Prompt, is_plain_phrase
@@ -71,10 +71,9 @@ class SegmentOutputs:
         if type(image) is dataprocess.CImageIO:  # Ikomia exchanges this output for a video, and after it
             self._image.auto_save = image.auto_save
             self._task.set_output(self._image, 0)
-        self._video_folders.choose(self._task)
         self.clear()
-        for output in (self._image, *self._task.get_outputs()[1:], *self._spare_masks, self._objects):
-            output.redirect(None)
+        for output in (*self._saved_outputs(), *self._spare_masks, self._objects):
+            output.redirect(None)  # what an earlier run chose, if Ikomia did not save
 
     def clear(self) -> None:
         """Leave one empty mask output."""
@@ -83,7 +82,8 @@ class SegmentOutputs:
     def discard(self) -> None:
         """Leave one empty mask output, and let Ikomia save nothing."""
         self.clear()
-        save_nothing(self._task)
+        self._video_folders.choose(self._task)  # Ikomia saves each frame nonetheless
+        self._redirect({})
 
     def write(
         self,
@@ -117,13 +117,14 @@ class SegmentOutputs:
             self._write_objects(prompt, segments, colors, width, height)
 
     def finish(self) -> None:
-        """End a run: make the image fit for display, and choose the files that Ikomia saves the outputs to."""
+        """End a run: make the image fit for display, and choose the files that Ikomia saves the outputs to.
+
+        Raises:
+            OSError: the folder for a video cannot be created.
+        """
         self._make_displayable(self._task.get_output(0))
-        further = [
-            "_objects.json" if output is self._objects else f"_{index}.json"
-            for index, output in enumerate(self._task.get_outputs()[2:], 2)
-        ]
-        name_files(self._task, [".png", ".json", *further])
+        self._video_folders.choose(self._task)
+        self._redirect(self._file_ends())
 
     def _make_displayable(self, output: dataprocess.CImageIO) -> None:
         """Convert the image to 8-bit RGB if Ikomia cannot draw on it."""
@@ -131,6 +132,33 @@ class SegmentOutputs:
         if image.dtype != np.uint8 or image.ndim == 3 and image.shape[2] not in (1, 3):
             with contextlib.suppress(ImageError):  # without a prompt, images that nobody can use are no error
                 output.set_image(as_rgb8(image))
+
+    def _file_ends(self) -> dict[str, AutoSaved]:
+        """Return the outputs that Ikomia saves, by the end of the file's name."""
+        masks = itertools.count(1)
+        ends: dict[str, AutoSaved] = {}
+        for output in self._saved_outputs():
+            if output is self._image:
+                end = ".png"
+            elif output is self._objects:
+                end = "_objects.json"
+            else:
+                number = next(masks)
+                end = ".json" if number == 1 else f"_{number}.json"
+            if output.auto_save:
+                ends[end] = output
+        return ends
+
+    def _redirect(self, outputs: Mapping[str, AutoSaved]) -> None:
+        """Let Ikomia save to new files, one for each of the outputs that are given by the end of the file's name."""
+        new_files = NewFiles(self._task.output_folder, self._task.get_input(0).source_file_path, outputs)
+        for output in self._saved_outputs():
+            if output.auto_save:
+                output.redirect(new_files)
+
+    def _saved_outputs(self) -> list[AutoSaved]:
+        """Return the outputs of the task except a video, which Ikomia puts in the place of the image."""
+        return [output for output in self._task.get_outputs() if isinstance(output, AutoSaved)]
 
     def _write_label_map(
         self, prompt: Prompt | None, segments: Sequence[Segment], colors: Sequence[Color], width: int, height: int

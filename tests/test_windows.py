@@ -268,4 +268,4 @@ def test_results_of_a_windows_image_are_named_after_its_folders(plugins_director
         r"\\nas\share\photos\street.jpg": ["street", "photos_street.jpg", "photos_street.jpg (2)"],
     }
     for source, expected in names.items():
-        assert list(itertools.islice(saving._names(source), len(expected))) == expected
+        assert list(itertools.islice(saving._names(source, "", ""), len(expected))) == expected
