@@ -12,10 +12,11 @@ from sam3_engine import WeightsError
 from sam3_engine.errors import message_of
 from sam3_engine.settings import Settings
 
+from .coco import ANNOTATIONS, write_annotations
 from .dataset import check_same_run, dataset_folder
 from .folders import Folder
 from .pipeline import segment_folder, start_ray
-from .progress import format_duration
+from .progress import Progress, format_duration, print_message
 from .workers import choose_prompt, find_weights
 
 # Workers choose the device from their GPUs, and the dataset always holds every instance.
@@ -78,6 +79,9 @@ def _parse_arguments() -> argparse.Namespace:
         "--label_maps", action="store_true", help="write a PNG label map per image, value k for the k-th instance"
     )
     parser.add_argument("--overlays", action="store_true", help="write a PNG per image with its instances tinted")
+    parser.add_argument(
+        "--coco", action="store_true", help=f"write {ANNOTATIONS} in COCO's format, with all images of the dataset"
+    )
     return parser.parse_args()
 
 
@@ -126,7 +130,30 @@ def _run(arguments: argparse.Namespace, source: Folder, output: Folder, settings
 
     start = time.monotonic()
     try:
-        progress = segment_folder(
+        progress = _segment(arguments, source, output, settings)
+    except KeyboardInterrupt:
+        raise SystemExit(f"Stopped. {_how_to_continue(output)}") from None
+    except ray.exceptions.RayError as error:
+        reason = getattr(error, "cause", None) or str(error).strip().splitlines()[-1]
+        raise SystemExit(f"{reason}\n{_how_to_continue(output)}") from error
+    except OSError as error:
+        raise SystemExit(f"{message_of(error)}\n{_how_to_continue(output)}") from error
+    seconds = time.monotonic() - start
+    print(f"{progress.images} images, {progress.describe(seconds)}, {format_duration(seconds)}")
+    if arguments.coco:
+        print(f"Annotations: {output.uri}/{ANNOTATIONS}")
+    print(f"Results: {dataset_folder(output).uri}")
+    if progress.remaining:
+        raise SystemExit(
+            f"{progress.remaining} images are not in the dataset: the messages above say why. "
+            "Run the same command again to retry them."
+        )
+
+
+def _segment(arguments: argparse.Namespace, source: Folder, output: Folder, settings: Settings) -> Progress:
+    """Segment the folder, then write the annotations if requested, also if the run is stopped or fails."""
+    try:
+        return segment_folder(
             source,
             output,
             settings,
@@ -135,19 +162,10 @@ def _run(arguments: argparse.Namespace, source: Folder, output: Folder, settings
             label_maps=arguments.label_maps,
             overlays=arguments.overlays,
         )
-    except KeyboardInterrupt:
-        raise SystemExit(f"Stopped. {_how_to_continue(output)}") from None
-    except ray.exceptions.RayError as error:
-        reason = getattr(error, "cause", None) or str(error).strip().splitlines()[-1]
-        raise SystemExit(f"{reason}\n{_how_to_continue(output)}") from error
-    seconds = time.monotonic() - start
-    print(f"{progress.images} images, {progress.describe(seconds)}, {format_duration(seconds)}")
-    print(f"Results: {dataset_folder(output).uri}")
-    if progress.remaining:
-        raise SystemExit(
-            f"{progress.remaining} images are not in the dataset: the messages above say why. "
-            "Run the same command again to retry them."
-        )
+    finally:
+        if arguments.coco:
+            print_message(f"Writing {ANNOTATIONS}")
+            write_annotations(output, choose_prompt(settings).prompt.names)
 
 
 def _how_to_continue(output: Folder) -> str:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -23,6 +24,9 @@ from .schemas import DATASET_SCHEMA
 
 _ROWS_PER_FILE = 10_000
 _SECONDS_PER_FILE = 60.0  # a killed run loses at most this much work
+_ROWS_PER_BATCH = 64
+_NUMBERED = re.compile(r"part-(\d+)-")
+_READ_BUFFER = 2**20  # bytes per column; without it, whole columns of a file are read at once
 
 
 def dataset_folder(output: Folder) -> Folder:
@@ -45,6 +49,27 @@ def recorded_paths(output: Folder) -> set[str]:
     if not dataset_folder(output).exists():
         return set()
     return set(open_dataset(output).to_table(columns=["path"])["path"].to_pylist())
+
+
+def file_names(output: Folder) -> list[str]:
+    """Return the names of the dataset's files in the order in which they were written; empty if there is none yet."""
+    folder = dataset_folder(output)
+    names = folder.files() if folder.exists() else []
+    return [name for name in names if not name.startswith((".", "_"))]  # as pyarrow.dataset
+
+
+def read_rows(output: Folder, names: Sequence[str], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of some of the dataset's files; only a few are in memory at a time.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    folder = dataset_folder(output)
+    for name in names:
+        with folder.filesystem.open_input_file(f"{folder.root}/{name}") as source:
+            file = pyarrow.parquet.ParquetFile(source, buffer_size=_READ_BUFFER)
+            for batch in file.iter_batches(_ROWS_PER_BATCH, columns=list(columns), use_threads=False):
+                yield from batch.to_pylist()
 
 
 def check_same_run(output: Folder, parameters: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
@@ -82,7 +107,7 @@ class DatasetWriter:
 
     def __init__(self, output: Folder) -> None:
         """Prepare to write; files appear with the first rows."""
-        self._folder = dataset_folder(output)
+        self._output = output
         self._pending: list[pa.Table] = []
         self._last_write = time.monotonic()
 
@@ -109,5 +134,13 @@ class DatasetWriter:
         if self._pending:
             file = io.BytesIO()
             pyarrow.parquet.write_table(pa.concat_tables(self._pending), file, compression="zstd")
-            self._folder.write(f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex}.parquet", file.getvalue())
+            dataset_folder(self._output).write(self._next_name(), file.getvalue())
         self._pending, self._last_write = [], time.monotonic()
+
+    def _next_name(self) -> str:
+        """Return a name that no other process chooses, and that is sorted after those of all present files.
+
+        Earlier versions named files after the time, such as ``20261125T171247-...``.
+        """
+        numbers = [int(match[1]) for match in map(_NUMBERED.match, file_names(self._output)) if match]
+        return f"part-{max(numbers, default=0) + 1:08}-{uuid.uuid4().hex}.parquet"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,9 +87,26 @@ class Folder:
         Raises:
             OSError: the file cannot be written.
         """
+        with self.writing(path) as stream:
+            stream.write(content)
+
+    @contextlib.contextmanager
+    def writing(self, path: str) -> Iterator[pa.NativeFile]:
+        """Open a stream to a file that appears, or replaces an earlier one, when the context ends without an error.
+
+        Creates the folders on its path.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         folder, _, name = f"{self.root}/{path}".rpartition("/")
         self.filesystem.create_dir(folder, recursive=True)
         unfinished = f"{folder}/_{uuid.uuid4().hex}"  # readers of Parquet datasets skip names that start with "_"
-        with self.filesystem.open_output_stream(unfinished) as stream:
-            stream.write(content)
-        self.filesystem.move(unfinished, f"{folder}/{name}")
+        try:
+            with self.filesystem.open_output_stream(unfinished) as stream:
+                yield stream
+            self.filesystem.move(unfinished, f"{folder}/{name}")
+        except BaseException:
+            with contextlib.suppress(OSError):  # the error that led here matters more
+                self.filesystem.delete_file(unfinished)
+            raise
