@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 from pycocotools import mask as coco
+from pycocotools.coco import COCO
 
 from sam3_batch.command_line import parse_worker_range
 from sam3_batch.dataset import DatasetWriter, check_same_run, open_dataset, recorded_paths
@@ -290,7 +291,7 @@ def test_each_image_gets_one_row_even_if_a_worker_is_killed_and_the_run_interrup
     scenes, alone, shapes_checkpoint, tmp_path, monkeypatch, capsys
 ):
     output = tmp_path / "results"
-    options = (*PROMPT, "--model_weight_file", shapes_checkpoint, "--workers", "2", "--label_maps")
+    options = (*PROMPT, "--model_weight_file", shapes_checkpoint, "--workers", "2", "--label_maps", "--coco")
     reached = {count: threading.Event() for count in (1, 20)}
 
     said = []
@@ -307,13 +308,17 @@ def test_each_image_gets_one_row_even_if_a_worker_is_killed_and_the_run_interrup
     assert "Run the same command again to continue" in "".join(said)
     done = recorded_paths(Folder(str(output)))
     assert 20 <= len(done) < 200
+    interrupted = COCO(output / "annotations.json")
+    assert {image["file_name"] for image in interrupted.imgs.values()} == {
+        path for path in done if alone[path] is not None
+    }
 
     second = command(scenes, output, *options)
     printed, errors = second.communicate(timeout=300)
     assert second.returncode == 0, errors
     assert f"200 images, {len(done)} already in the dataset; 1 other files ignored" in errors
     assert f"{200 - len(done)} images, " in printed
-    assert printed.splitlines()[-1] == f"Results: {output}/instances"
+    assert printed.splitlines()[-2:] == [f"Annotations: {output}/annotations.json", f"Results: {output}/instances"]
 
     table = open_dataset(Folder(str(output))).to_table().to_pylist()
     assert sorted(row["path"] for row in table) == sorted(alone)
@@ -327,6 +332,15 @@ def test_each_image_gets_one_row_even_if_a_worker_is_killed_and_the_run_interrup
             assert [with_mask(instance) for instance in row["instances"]] == expected
     assert sum(row["status"] == "error" for row in table) == 3
     assert len(list((output / "label_maps").glob("*/*.png"))) == 197
+
+    annotated = COCO(output / "annotations.json")
+    assert interrupted.imgs.items() <= annotated.imgs.items()
+    assert interrupted.anns.items() <= annotated.anns.items()
+    masks = {
+        image["file_name"]: [annotated.annToMask(one).astype(bool).tobytes() for one in annotated.imgToAnns[number]]
+        for number, image in annotated.imgs.items()
+    }
+    assert masks == {path: [mask for *_, mask in found] for path, found in alone.items() if found is not None}
 
     page = (REPOSITORY / "docs" / "many_images.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n([^`]*results/instances.*?)```", page, re.DOTALL)
