@@ -24,7 +24,7 @@ from .schemas import DATASET_SCHEMA
 
 _ROWS_PER_FILE = 10_000
 _SECONDS_PER_FILE = 60.0  # a killed run loses at most this much work
-_ROWS_PER_BATCH = 64
+_ROWS_PER_BATCH = 16
 _NUMBERED = re.compile(r"part-(\d+)-")
 _READ_BUFFER = 2**20  # bytes per column; without it, whole columns of a file are read at once
 

@@ -345,6 +345,7 @@ def test_each_image_gets_one_row_even_if_a_worker_is_killed_and_the_run_interrup
     page = (REPOSITORY / "docs" / "many_images.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n([^`]*results/instances.*?)```", page, re.DOTALL)
     monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
     exec(compile(code, "docs/many_images.md", "exec"), {})
     assert len(capsys.readouterr().out.splitlines()) == sum(len(found or ()) for found in alone.values())
 

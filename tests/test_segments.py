@@ -109,15 +109,16 @@ def test_more_segments_than_a_label_map_can_hold_are_refused():
 def test_many_instances_on_24_megapixels_take_less_than_half_a_gigabyte():
     """Measured without the label map, in a separate process. Keeping 60 masks at once would take three times that."""
     code = """
-import resource, numpy as np, torch
+import torch
+from benchmarks.timing import peak_memory
 from sam3_engine.segments import label_map
 from sam3_engine.segments import Segment
 logits = torch.randn(60, 288, 288, generator=torch.Generator().manual_seed(0))
 segments = [Segment(one, 6000, 4000, 0.5, "object") for one in logits]
 segments[0].mask  # threads and kernels are there
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_memory()
 painted = label_map(segments, 6000, 4000)
-grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+grown = peak_memory() - before
 assert painted.shape == (4000, 6000) and painted.any()
 print(grown)
 """
