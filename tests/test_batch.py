@@ -208,13 +208,14 @@ def test_a_different_prompt_needs_a_different_output_folder(tmp_path, shapes_che
     (tmp_path / "in").mkdir()
     results = []
     for phrase in ("shoe", "hat"):
-        options = ("--input_text", phrase, "--model_weight_file", shapes_checkpoint)
+        options = ("--input_text", phrase, "--model_weight_file", shapes_checkpoint, "--coco")
         results.append(command(tmp_path / "in", tmp_path / "out", *options).communicate(timeout=120))
     (printed, messages), (_, rejection) = results
     assert "0 images" in messages
     assert printed.splitlines()[-1] == f"Results: {tmp_path / 'out'}/instances"  # even if all was done
     assert "holds the results of another run, with input_text = 'shoe'" in rejection
     assert "Traceback" not in rejection
+    assert COCO(tmp_path / "out" / "annotations.json").cats[1]["name"] == "shoe"
 
 
 @pytest.fixture(scope="module")

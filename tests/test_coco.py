@@ -15,8 +15,12 @@ from pycocotools.coco import COCO
 from sam3_batch.coco import write_annotations
 from sam3_batch.dataset import DatasetWriter, file_names, open_dataset
 from sam3_batch.folders import Folder
+from sam3_batch.instances import encode_png
 from sam3_batch.schemas import DATASET_SCHEMA
+from sam3_batch.workers import Segmenter, choose_prompt, decode_images, encode_rows
+from sam3_engine.settings import Settings
 from testbed.plugin import REPOSITORY
+from testbed.scenes import draw_scene
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
@@ -44,8 +48,12 @@ def row(path, *instances, status="ok", size=(WIDTH, HEIGHT)):
 
 def add(output, *rows):
     """Add rows to a dataset, in a file of their own."""
+    add_table(output, pa.Table.from_pylist(list(rows), DATASET_SCHEMA))
+
+
+def add_table(output, table):
     writer = DatasetWriter(output)
-    writer.add(pa.Table.from_pylist(list(rows), DATASET_SCHEMA))
+    writer.add(table)
     writer.flush()
 
 
@@ -165,6 +173,32 @@ def test_a_failure_keeps_the_earlier_file(output, written):
         write_annotations(output, ["shoe"])
     assert output.read("annotations.json") == before
     assert [path for path in output.files() if not path.startswith("instances/")] == ["annotations.json"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "categories"),
+    [
+        ({"input_text": '["shape", "red circle"]', "confidence_threshold": "0.3"}, ["shape", "red circle"]),
+        ({"input_box": "[[20, 20, 80, 80]]", "input_box_label": "[1]", "confidence_threshold": "0"}, ["object"]),
+        ({"input_box": "[[20, 20, 80, 80]]", "input_box_label": "[1]", "input_text": "shape"}, ["shape"]),
+        ({"input_box": "[[20, 20, 80, 80], [90, 60, 150, 120]]"}, ["object"]),
+        ({"input_point": "[[50, 50]]", "multimask_output": "True"}, ["object"]),
+    ],
+    ids=["phrases", "example box", "phrase and example box", "boxes", "point"],
+)
+def test_categories_are_the_labels_of_the_prompt(output, written, shapes_checkpoint, tmp_path, prompt, categories):
+    source = Folder(str(tmp_path / "in"))
+    source.write("one.png", encode_png(draw_scene(np.random.default_rng(20), 160, 128).image))
+    settings = Settings().updated({**prompt, "model_weight_file": str(shapes_checkpoint), "cuda": "False"})
+    segment = Segmenter(settings, keep_pixels=False)
+    segmented = segment(decode_images(pa.table({"path": ["one.png"]}), source))
+    rows = encode_rows(segmented, output, label_maps=False, overlays=False)
+    add_table(output, rows)
+    annotations = written(*choose_prompt(settings).prompt.names)
+    assert annotations.anns
+    assert [category["name"] for category in annotations.cats.values()] == categories
+    labels = [found["label"] for found in rows["instances"][0].as_py()]
+    assert [annotations.cats[one["category_id"]]["name"] for one in annotations.anns.values()] == labels
 
 
 @pytest.fixture(scope="module")
