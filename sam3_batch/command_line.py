@@ -141,7 +141,7 @@ def _run(arguments: argparse.Namespace, source: Folder, output: Folder, settings
     seconds = time.monotonic() - start
     print(f"{progress.images} images, {progress.describe(seconds)}, {format_duration(seconds)}")
     if arguments.coco:
-        print(f"Annotations: {output.uri}/{ANNOTATIONS}")
+        print(f"Annotations: {(output / ANNOTATIONS).uri}")
     print(f"Results: {dataset_folder(output).uri}")
     if progress.remaining:
         raise SystemExit(
