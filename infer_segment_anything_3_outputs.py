@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from ikomia import dataprocess
 
+from .infer_segment_anything_3_connections import connected_outputs
 from .infer_segment_anything_3_output_types import ImageOutput, MaskOutput, ObjectsOutput
 from .infer_segment_anything_3_saving import VideoFolders, name_files, save_nothing
 from .sam3_engine.errors import ImageError
@@ -46,27 +47,64 @@ _SHADES = (
     (1.0, 0.5, 1.0),
 )
 _WIDEST_HUES = 0.06  # of a full turn, to both sides of a phrase's hue
+_NAMES = {MaskOutput: "a mask", ObjectsOutput: "the objects"}
 _NO_MASK = np.zeros((1, 1), np.uint8)
 _THING = 0  # Ikomia's number for countable objects; stuff such as sky has another
 
 
 class SegmentOutputs:
-    """The outputs of a task: the image, ``CSemanticSegmentationIO`` with masks and, on request, the objects.
+    """The outputs of a task: the image, the first mask, on request the objects, and further masks.
 
-    A workflow never frees an output that was added to one of its tasks, so outputs are reused, not replaced.
+    They exist, empty, as soon as the parameters are known, so that they can be connected before a run. A workflow never
+    frees an output that was added to one of its tasks, so outputs are reused, not replaced.
     """
 
     def __init__(self, task: dataprocess.CSemanticSegmentationTask) -> None:
         self._task = weakref.proxy(task)  # a cycle would keep the task, and with it the model, in memory
         self._image = ImageOutput()
-        self._spare_masks: list[MaskOutput] = []
+        self._masks = [MaskOutput()]  # as many as were ever needed
         self._objects = ObjectsOutput()
+        self._without_use: set[int] = set()  # connected outputs
         self._video_folders = VideoFolders()
         task.set_output(self._image, 0)
-        task.set_output(MaskOutput(), 1)
+        task.set_output(self._masks[0], 1)
+
+    def arrange(self, masks: int, *, objects: bool) -> None:
+        """Make the outputs exist that a run with the same parameters fills. If one comes or goes, all become empty.
+
+        An output that is connected to another task stays, because the workflow would fail without it.
+
+        Args:
+            masks: number of masks.
+            objects: whether there is an output of objects.
+        """
+        image, *before = self._task.get_outputs()
+        after = self._ordered(masks, objects)
+        if before == after:
+            return
+        gone = {index for index, output in enumerate(before) if output not in after[index : index + 1]}
+        connected = {index - 1 for index in connected_outputs(self._task)} & gone if gone else set()
+        if connected:
+            keeps_objects = objects or self._objects in (before[index] for index in connected)
+            after = self._ordered(max(masks, 1 + max(connected) - keeps_objects), keeps_objects)
+        for index in sorted(connected - self._without_use):
+            is_same = type(after[index]) is type(before[index])
+            now = "stays, but is empty with these parameters" if is_same else f"is now {_NAMES[type(after[index])]}"
+            logger.warning("Output %d, which is connected to another task, %s.", index + 1, now)
+        self._without_use = connected
+        if before == after:
+            return
+        self._task.set_outputs([image, *after])
+        self.clear()
+
+    def _ordered(self, masks: int, objects: bool) -> list[MaskOutput | ObjectsOutput]:
+        """Return the outputs after the image."""
+        self._masks += [MaskOutput() for _ in range(masks - len(self._masks))]
+        first, *further = self._masks[:masks]
+        return [first, *([self._objects] if objects else []), *further]
 
     def start(self) -> None:
-        """Prepare a run: leave one empty mask output."""
+        """Prepare a run: empty all outputs."""
         image = self._task.get_output(0)
         if type(image) is dataprocess.CImageIO:  # Ikomia exchanges this output for a video, and after it
             self._image.auto_save = image.auto_save
@@ -75,11 +113,16 @@ class SegmentOutputs:
         self.clear()
 
     def clear(self) -> None:
-        """Leave one empty mask output."""
-        self._set_mask_count(1)
+        """Empty all outputs but the image."""
+        for mask in self._masks:
+            mask.set_mask(_NO_MASK)  # clear_data() alone leaves the polygons of the last mask
+        for output in (*self._masks, self._objects):
+            output.clear_data()
+            output.description = ""
+            output.auto_save = self._masks[0].auto_save
 
     def discard(self) -> None:
-        """Leave one empty mask output, and let Ikomia save nothing."""
+        """Empty all outputs but the image, and let Ikomia save nothing."""
         self.clear()
         save_nothing(self._task)
 
@@ -104,15 +147,21 @@ class SegmentOutputs:
             unused: what is set or drawn but not used; the descriptions of the masks name it.
         """
         colors = _colors(prompt, segments)
-        if isinstance(prompt, GeometricPrompt):
+        is_outline = isinstance(prompt, GeometricPrompt)
+        masks = len(segments) if is_outline else 1
+        self.arrange(masks, objects=objects)
+        if is_outline:
             self._write_outlines(prompt, segments, colors)
         else:
             self._write_label_map(prompt, segments, colors, width, height)
         if unused:
             for output in self._task.get_outputs()[1:]:
                 output.description += f"; not used: {', '.join(unused)}"
-        if objects:
-            self._write_objects(prompt, segments, colors, width, height)
+        for output in self._task.get_outputs()[1:]:
+            if output is self._objects:
+                self._write_objects(prompt, *((segments, colors) if objects else ((), ())), width, height)
+            elif output not in self._masks[:masks]:  # it stays because it is connected
+                self._fill(output, np.zeros((height, width), np.uint8), [], [], "no mask with these parameters")
 
     def finish(self) -> None:
         """Convert the image of a run to 8 bits for display, and choose the files that Ikomia saves its outputs to."""
@@ -122,11 +171,10 @@ class SegmentOutputs:
         if image.dtype != np.uint8 or image.ndim == 3 and image.shape[2] not in (1, 3):  # Ikomia cannot draw on it
             with contextlib.suppress(ImageError):  # without a prompt, images that nobody can use are no error
                 output.set_image(as_rgb8(image))
-        further = [
-            "_objects.json" if output is self._objects else f"_{index}.json"
-            for index, output in enumerate(task.get_outputs()[2:], 2)
-        ]
-        name_files(task, [".png", ".json", *further])
+        first, *further = self._masks
+        suffixes = {first: ".json", self._objects: "_objects.json"}
+        suffixes.update((mask, f"_{number}.json") for number, mask in enumerate(further, 2))
+        name_files(task, [".png", *(suffixes[output] for output in task.get_outputs()[1:])])
 
     def _write_label_map(
         self, prompt: Prompt | None, segments: Sequence[Segment], colors: Sequence[Color], width: int, height: int
@@ -142,9 +190,8 @@ class SegmentOutputs:
                 len(segments),
                 len(shown),
             )
-        self._set_mask_count(1)
         self._fill(
-            1,
+            self._masks[0],
             label_map(shown, width, height),
             _numbered(segment.label for segment in shown),
             [colors[index] for index in in_map],
@@ -157,20 +204,20 @@ class SegmentOutputs:
 
         boxes = max(1, len(prompt.boxes))
         candidates = len(segments) // boxes
-        self._set_mask_count(len(segments))
-        for index, (segment, color, mask) in enumerate(zip(segments, colors, masks_of(segments), strict=True)):
+        masks = zip(self._masks, segments, colors, masks_of(segments), strict=False)
+        for index, (output, segment, color, mask) in enumerate(masks):
             description = segment.label
             if boxes > 1:
                 description += f" of box {index // candidates + 1} of {boxes}"
             if candidates > 1:
                 description += f", candidate {index % candidates + 1} of {candidates}"
             description += f", score {segment.score:.3f}"
-            self._fill(index + 1, mask, [segment.label], [color], description)
+            self._fill(output, mask, [segment.label], [color], description)
 
     def _write_objects(
         self, prompt: Prompt | None, segments: Sequence[Segment], colors: Sequence[Color], width: int, height: int
     ) -> None:
-        """Write the segments to the output of objects, and make it the last output."""
+        """Write the segments to the output of objects."""
         from .sam3_engine.segments import bounding_box, masks_of
 
         objects, names = self._objects, prompt.names if prompt else ()
@@ -191,39 +238,11 @@ class SegmentOutputs:
                 color,
             )
         objects.description = f"{len(segments)} object(s)"
-        objects.auto_save = self._task.get_output(1).auto_save
-        self._task.add_output(objects)
-
-    def _set_mask_count(self, count: int) -> None:
-        """Leave ``count`` empty mask outputs, and no objects."""
-        task = self._task
-        self._objects.clear_data()
-        self._objects.description = ""
-        while task.get_output_count() > 1 + count or self._has_objects():
-            if not self._has_objects():
-                self._spare_masks.append(task.get_output(task.get_output_count() - 1))
-            task.remove_output(task.get_output_count() - 1)
-        while task.get_output_count() < 1 + count:
-            task.add_output(self._spare_masks.pop() if self._spare_masks else MaskOutput())
-        first, *further = task.get_outputs()[1:]
-        for output in further:
-            output.auto_save = first.auto_save
-        for output in (first, *further):
-            output.set_mask(_NO_MASK)  # clear_data() alone leaves the polygons of the last mask
-            output.clear_data()
-            output.description = ""
-        for output in self._spare_masks:
-            output.clear_data()
-
-    def _has_objects(self) -> bool:
-        """Return whether the last output is that of the objects."""
-        return self._task.get_output(self._task.get_output_count() - 1) is self._objects
 
     def _fill(
-        self, index: int, mask: np.ndarray, names: Sequence[str], colors: Sequence[Color], description: str
+        self, output: MaskOutput, mask: np.ndarray, names: Sequence[str], colors: Sequence[Color], description: str
     ) -> None:
         """Fill a mask output; pixel value k stands for the k-th of ``names``, 0 for background."""
-        output = self._task.get_output(index)
         output.set_class_names(["background", *names])
         output.set_class_colors([_BACKGROUND_COLOR, *colors])
         output.set_mask(mask)

@@ -6,6 +6,7 @@ import copy
 import logging
 import numbers
 import os
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from .sam3_engine.arrays import to_plain
 from .sam3_engine.devices import choose_device
 from .sam3_engine.errors import quote
 from .sam3_engine.prompt_strings import Drawing
+from .sam3_engine.prompts import GeometricPrompt
 from .sam3_engine.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,6 +40,11 @@ class InferSegmentAnything3Param(core.CWorkflowTaskParam):
     def __init__(self) -> None:
         core.CWorkflowTaskParam.__init__(self)
         self.settings = Settings()
+        self._task: weakref.ref[InferSegmentAnything3] | None = None
+
+    def belong_to(self, task: InferSegmentAnything3) -> None:
+        """Tell a task when the parameters change."""
+        self._task = weakref.ref(task)
 
     def set_values(self, params: Mapping[str, str]) -> None:
         """Set the parameters in ``params`` (names to strings).
@@ -46,6 +53,8 @@ class InferSegmentAnything3Param(core.CWorkflowTaskParam):
             ValueError: a value is not what its parameter expects; no parameter is changed.
         """
         self.settings = self.settings.updated(params)
+        if self._task and (task := self._task()):
+            task.adapt_outputs()
 
     def get_values(self) -> dict[str, str]:
         """Return all parameters, names to strings."""
@@ -77,13 +86,20 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
 
     def __init__(self, name: str, param: InferSegmentAnything3Param | None) -> None:
         dataprocess.CSemanticSegmentationTask.__init__(self, name)
-        self.set_param_object(InferSegmentAnything3Param() if param is None else copy.deepcopy(param))
         self._cuda: bool | None = None
         self._device: torch.device | None = None
         self._predictor: Predictor | None = None
         self._input_check = InputCheck()
         self._outputs = SegmentOutputs(self)
-        self._stop_requested = False
+        self._drawn_masks = 1
+        self._is_running = self._stop_requested = False
+        self.set_param_object(InferSegmentAnything3Param() if param is None else copy.deepcopy(param))
+
+    def set_param_object(self, param: InferSegmentAnything3Param) -> None:
+        """Use other parameters; Ikomia also calls this when it loads a workflow."""
+        super().set_param_object(param)
+        param.belong_to(self)
+        self.adapt_outputs()
 
     def set_parameters(self, params: Mapping[str, Any]) -> None:
         """Change some parameters.
@@ -102,6 +118,15 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
                 "Unknown parameters are ignored: %s. Known parameters: %s.", ", ".join(unknown), ", ".join(known)
             )
         super().set_parameters({name: _to_string(name, params[name]) for name in params if name in known})
+
+    def adapt_outputs(self) -> None:
+        """Make the outputs exist that the parameters imply, see the table in ``docs/outputs.md``.
+
+        The number of drawn boxes is known only in a run: without a typed prompt, the outputs of the last run stay.
+        """
+        settings = self.get_param_object().settings
+        if not self._is_running:  # else the run does it
+            self._outputs.arrange(settings.masks or self._drawn_masks, objects=settings.instance_output)
 
     def get_progress_steps(self) -> int:
         """Return the number of steps that a run reports: model, image, prompt."""
@@ -138,6 +163,7 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
             RuntimeError: the weights are not available; the message says what to do.
         """
         self._stop_requested = False
+        self._is_running = True
         self._outputs.start()
         super().init_long_process()  # else Ikomia calls ours, which loads a model even if there is no prompt
         self.begin_task_run()
@@ -152,6 +178,9 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
         except BaseException:
             self._outputs.clear()  # no partial results
             raise
+        finally:
+            self._is_running = False
+            self.adapt_outputs()
 
     def _segment_input(self) -> None:
         """Segment with the typed prompt, or with the drawn one if none is typed, and write the outputs."""
@@ -166,6 +195,7 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
         if chosen is None:
             logger.warning("Nothing to segment: set input_text, input_box or input_point, or draw on the image.")
             unused = settings.prompt_strings.labels_without_use()
+            self._drawn_masks = 1
             self._outputs.write(None, [], width, height, objects=settings.instance_output, unused=unused)
             for _ in range(self.get_progress_steps()):
                 self.emit_step_progress()
@@ -179,6 +209,7 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
                 image, fitted, settings.options, on_encoded=self.emit_step_progress, on_step=self._end_if_requested
             )
         self._end_if_requested()
+        self._drawn_masks = len(segments) if chosen.drawn and isinstance(fitted.prompt, GeometricPrompt) else 1
         self._outputs.write(
             fitted.prompt, segments, width, height, objects=settings.instance_output, unused=chosen.unused
         )

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
+CANDIDATES = 3  # masks per object with ``multimask``
+
+
 @dataclass(frozen=True)
 class Options:
     """Everything that affects the segments besides the image and the prompt.

@@ -189,6 +189,22 @@ class PromptStrings:
             *(["input_point_label (no points)"] if not points and not is_blank(self.input_point_label) else []),
         )
 
+    def count_objects(self) -> int | None:
+        """Return how many single objects the typed boxes and points mark, before they are checked.
+
+        Returns:
+            0 for concepts and for prompts that cannot be read; None if nothing is typed.
+        """
+        has_boxes = not is_blank(self.input_box)
+        if not is_blank(self.input_text) or (has_boxes and not is_blank(self.input_box_label)):
+            return 0
+        if not has_boxes and is_blank(self.input_point):
+            return None
+        try:
+            return len(parse_boxes(self.input_box)) or 1
+        except PromptError:
+            return 0
+
     def errors(self) -> dict[str, str]:
         """Return the error of each parameter that cannot be used, by name, to show while the user types.
 
