@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from ikomia import dataprocess
 
-from .infer_segment_anything_3_connections import connected_outputs
 from .infer_segment_anything_3_output_types import ImageOutput, MaskOutput, ObjectsOutput
 from .infer_segment_anything_3_saving import VideoFolders, name_files, save_nothing
 from .sam3_engine.errors import ImageError
@@ -22,6 +21,9 @@ from .sam3_engine.images import as_rgb8
 from .sam3_engine.prompts import PHRASES_EXPECTED, ConceptPrompt, GeometricPrompt, Prompt, is_plain_phrase
 
 if TYPE_CHECKING:
+    from ikomia import core
+
+    from .infer_segment_anything_3_workflows import OwnWorkflow
     from .sam3_engine import Segment
 
 logger = logging.getLogger(__name__)
@@ -59,8 +61,9 @@ class SegmentOutputs:
     frees an output that was added to one of its tasks, so outputs are reused, not replaced.
     """
 
-    def __init__(self, task: dataprocess.CSemanticSegmentationTask) -> None:
+    def __init__(self, task: dataprocess.CSemanticSegmentationTask, workflow: OwnWorkflow) -> None:
         self._task = weakref.proxy(task)  # a cycle would keep the task, and with it the model, in memory
+        self._workflow = workflow
         self._image = ImageOutput()
         self._masks = [MaskOutput()]  # as many as were ever needed
         self._objects = ObjectsOutput()
@@ -83,7 +86,7 @@ class SegmentOutputs:
         if before == after:
             return
         gone = {index for index, output in enumerate(before) if output not in after[index : index + 1]}
-        connected = {index - 1 for index in connected_outputs(self._task)} & gone if gone else set()
+        connected = {index - 1 for index in self._workflow.connected_outputs()} & gone if gone else set()
         if connected:
             keeps_objects = objects or self._objects in (before[index] for index in connected)
             after = self._ordered(max(masks, 1 + max(connected) - keeps_objects), keeps_objects)

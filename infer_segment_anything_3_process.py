@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ikomia import core, dataprocess
 
-from .infer_segment_anything_3_inputs import InputCheck
 from .infer_segment_anything_3_outputs import SegmentOutputs
+from .infer_segment_anything_3_workflows import OwnWorkflow
 from .sam3_engine import __version__
 from .sam3_engine.arrays import to_plain
 from .sam3_engine.devices import choose_device
@@ -89,8 +89,8 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
         self._cuda: bool | None = None
         self._device: torch.device | None = None
         self._predictor: Predictor | None = None
-        self._input_check = InputCheck()
-        self._outputs = SegmentOutputs(self)
+        self._workflow = OwnWorkflow(self)
+        self._outputs = SegmentOutputs(self, self._workflow)
         self._drawn_masks = 1
         self._is_running = self._stop_requested = False
         self.set_param_object(InferSegmentAnything3Param() if param is None else copy.deepcopy(param))
@@ -137,11 +137,6 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
         self._open_predictor(self.get_param_object().settings)
         super().init_long_process()
 
-    def update_static_outputs(self) -> None:
-        """Follow a change of the inputs; Ikomia calls this whenever it sets one."""
-        super().update_static_outputs()
-        self._input_check.input_set()
-
     def get_image_with_mask(self) -> np.ndarray:
         """Return (height, width, 3) uint8: output 0, tinted by the first mask."""
         return self.get_output(0).get_image_with_mask(self.get_output(1))  # Ikomia's own takes the input, of any kind
@@ -184,7 +179,7 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
 
     def _segment_input(self) -> None:
         """Segment with the typed prompt, or with the drawn one if none is typed, and write the outputs."""
-        self._input_check.check(self)
+        self._workflow.check_inputs()
         self.forward_input_image(0, 0)
         settings = self.get_param_object().settings
         image = self.get_input(0).get_image()

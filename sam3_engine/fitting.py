@@ -11,6 +11,8 @@ from .prompts import Box, ConceptPrompt, GeometricPrompt, Point, Prompt, in_brac
 
 logger = logging.getLogger(__name__)
 
+_LARGEST_FRACTION = 1.1  # a box may extend a little beyond the image
+
 
 @dataclass(frozen=True)
 class FittedPrompt:
@@ -70,8 +72,8 @@ def fit_prompt(prompt: Prompt | FittedPrompt, width: int, height: int) -> Fitted
 def warn_of_fractions(prompt: Prompt, width: int, height: int, names: Mapping[str, str] | None = None) -> None:
     """Log a warning if coordinates look like fractions of the image, which are read as pixels.
 
-    They do if the coordinates of all boxes, or of all points, are at most 1. Points of whole numbers do not: they are
-    pixels in the corner of the image.
+    They do if the coordinates of all boxes, or of all points, are at most 1, or a little more, as some detectors return.
+    Points of whole numbers do not: they are pixels in the corner of the image.
 
     Args:
         prompt: in source pixels.
@@ -84,7 +86,7 @@ def warn_of_fractions(prompt: Prompt, width: int, height: int, names: Mapping[st
     points = prompt.points if isinstance(prompt, GeometricPrompt) else ()
     for argument, rows in {"boxes": prompt.boxes, "points": points}.items():
         numbers = [number for row in rows for number in row]
-        small = bool(numbers) and all(abs(number) <= 1 for number in numbers)
+        small = bool(numbers) and all(abs(number) <= _LARGEST_FRACTION for number in numbers)
         if small and (argument == "boxes" or any(number % 1 for number in numbers)):
             logger.warning(
                 "%s = %s: coordinates are pixels, not fractions of the image. "

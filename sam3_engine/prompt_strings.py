@@ -11,7 +11,7 @@ import itertools
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -50,8 +50,9 @@ _TYPED = {
     "point_labels": "input_point_label",
 }
 _DRAWN = {**_TYPED, "boxes": "drawn rectangle", "points": "drawn point"}
+_OUTRANKED = ("input_box", "input_point", "drawn graphics", "drawn points")  # by concepts
 _DRAWING_EXPECTED = "draw a rectangle, ellipse or polygon around an object, or a point on it"
-_CLOSING = {'"': '"', "'": "'", "“": "”", "”": "”", "„": "“”", "«": "»", "»": "«", "‘": "’"}
+_CLOSING = {'"': '"', "`": "`", "'": "'", "“": "”", "”": "”", "„": "“”", "«": "»", "»": "«", "‘": "’"}
 
 
 @dataclass(frozen=True)
@@ -171,10 +172,13 @@ class PromptStrings:
         concepts = self._concepts(drawing)
         if concepts is None:
             return self._outline(drawing)
-        if concepts.unused:
+        outranked = [what for what in concepts.unused if what in _OUTRANKED]
+        if outranked:
             labelled = bool(concepts.prompt.boxes)
             reason = "input_box_label is set, so boxes are examples" if labelled else "input_text is set"
-            logger.warning("%s. Ignored: %s.", reason, ", ".join(concepts.unused))
+            logger.warning("%s. Ignored: %s.", reason, ", ".join(outranked))
+        if len(outranked) < len(concepts.unused):
+            logger.warning("Ignored: %s.", ", ".join(what for what in concepts.unused if what not in outranked))
         return concepts
 
     def labels_without_use(self, *, boxes: bool = False, points: bool = False) -> tuple[str, ...]:
@@ -231,18 +235,17 @@ class PromptStrings:
         phrases = parse_phrases(self.input_text)
         boxes = () if is_blank(self.input_box_label) else parse_boxes(self.input_box)
         drawn = bool(drawing.rectangles) and not boxes and not is_blank(self.input_box_label)
-        if drawn:
-            boxes = drawing.rectangles
-        labels = self._box_labels(len(boxes))
         unused_labels = self.labels_without_use(
-            boxes=bool(boxes), points=bool(drawing.points) or not is_blank(self.input_point)
+            boxes=bool(boxes) or drawn, points=bool(drawing.points) or not is_blank(self.input_point)
         )
         if drawn:
-            boxes = _compress(boxes, drawing.usable_rectangles)
-            usable_labels = _compress(labels, drawing.usable_rectangles)
-            if not phrases and (not boxes or (POSITIVE in labels and POSITIVE not in usable_labels)):
+            boxes = _compress(drawing.rectangles, drawing.usable_rectangles)
+            labels = _labels_of_usable(self._box_labels, drawing.usable_rectangles)
+            if not phrases and not boxes:
                 raise _drawing_error(drawing)
-            labels = usable_labels
+            self._check_for_positive(phrases, labels, drawing)
+        else:
+            labels = self._box_labels(len(boxes))
         prompt = self._concept_prompt(phrases, boxes, labels, drawn)
         if prompt is None:
             return None
@@ -278,9 +281,9 @@ class PromptStrings:
         points: tuple[Point, ...] = ()
         labels: tuple[int, ...] = ()
         if len(boxes) < 2:
-            labels = self._point_labels(len(drawing.points), BACKGROUND if boxes else FOREGROUND)
+            default = BACKGROUND if boxes else FOREGROUND
             points = _compress(drawing.points, drawing.usable_points)
-            labels = _compress(labels, drawing.usable_points)
+            labels = _labels_of_usable(lambda count: self._point_labels(count, default), drawing.usable_points)
         if not boxes and not points:
             raise _drawing_error(drawing)
         unused = list(_unusable(drawing if len(boxes) < 2 else replace(drawing, points=())))
@@ -317,6 +320,17 @@ class PromptStrings:
         labels = parse_point_labels(self.input_point_label, points) or (default,) * points
         with _naming(_TYPED, {"point_labels": self.input_point_label}):
             return checked_labels("point_labels", labels, points)
+
+    def _check_for_positive(self, phrases: tuple[str, ...], labels: tuple[int, ...], drawing: Drawing) -> None:
+        """Explain the lack of a positive example among the drawn shapes that can be used, if others were skipped."""
+        if phrases or POSITIVE in labels or not drawing.unusable:
+            return
+        skipped = ", ".join(drawing.unusable)
+        raise PromptError(
+            "input_box_label",
+            self.input_box_label,
+            f"no shape that can be used is a positive example (skipped: {skipped}); {_DRAWING_EXPECTED}",
+        )
 
     def _concept_prompt(
         self, phrases: tuple[str, ...], boxes: tuple[Box, ...], labels: tuple[int, ...], drawn: bool = False
@@ -418,6 +432,19 @@ def _without_quotation_marks(phrase: str) -> str:
 
 def _compress(items: Iterable[Item], selected: Iterable[bool]) -> tuple[Item, ...]:
     return tuple(itertools.compress(items, selected))
+
+
+def _labels_of_usable(read: Callable[[int], tuple[int, ...]], usable: Sequence[bool]) -> tuple[int, ...]:
+    """Return the labels of the drawn graphics that can be used.
+
+    Args:
+        read: returns the labels that the user typed for a number of graphics, or raises a PromptError.
+        usable: which of the graphics can be used. The user may have labeled all of them, or only these.
+    """
+    try:
+        return _compress(read(len(usable)), usable)
+    except PromptError:
+        return read(sum(usable))
 
 
 def _unusable(drawing: Drawing) -> tuple[str, ...]:

@@ -34,7 +34,8 @@ BOX_LABELS_EXPECTED = "expected a list with one label per box, 1 for a positive 
 POINT_LABELS_EXPECTED = "expected a list with one label per point, 1 for foreground and 0 for background"
 
 _MAX_PHRASE_LENGTH = 1000  # far more than the 30 tokens that SAM 3 reads, and still fast to tokenize
-QUOTATION_MARKS = re.compile(r"""["“”„«»]|(?<!\w)['‘]""")  # an apostrophe follows a letter
+_SEPARATORS = re.compile("[,;、，；]")
+QUOTATION_MARKS = re.compile(r"""["“”„«»`]|(?<!\w)['‘]""")  # an apostrophe follows a letter
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,8 @@ def is_finite(value: object) -> bool:
 
 
 def is_plain_phrase(phrase: str) -> bool:
-    """Return whether a phrase has no comma, no quotation mark and no dot at its end."""
-    return not (phrase.endswith(".") or "," in phrase or QUOTATION_MARKS.search(phrase))
+    """Return whether a phrase has no comma or semicolon, no quotation mark and no full stop at its end."""
+    return not (phrase.endswith((".", "。")) or _SEPARATORS.search(phrase) or QUOTATION_MARKS.search(phrase))
 
 
 def in_brackets(values: Sequence[float]) -> str:

@@ -236,7 +236,9 @@ def test_if_all_queries_pass_the_threshold_a_warning_says_that_there_may_be_more
     assert messages_of(caplog, "All ")[0].endswith("Concepts: 'object'.")
 
 
-@pytest.mark.parametrize("phrase", ["shoe, hat", "a red shoe.", 'the "red" shoe', "the 'red' shoe"])
+@pytest.mark.parametrize(
+    "phrase", ["shoe, hat", "shoe；hat", "a red shoe.", "靴。", 'the "red" shoe', "the 'red' shoe"]
+)
 def test_if_an_unusual_phrase_finds_nothing_the_description_says_what_is_expected(plugin, thumbnail, caplog, phrase):
     expected = 'expected a noun phrase, or a list of noun phrases ["shoe", "person"]'
     (output,) = plugin.segment(thumbnail, input_text=phrase, confidence_threshold=1)

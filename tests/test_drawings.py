@@ -106,13 +106,18 @@ def test_the_label_of_a_skipped_rectangle_is_skipped_with_it(bad):
     assert chosen_prompt(input_box_label="[1, 1, 0]", drawing=drawing) == wanted
     assert chosen_prompt(input_box_label="[1, 0, 0]", drawing=drawing) == wanted
     assert chosen_prompt(input_box_label="1", drawing=drawing).box_labels == (1, 1)
-    assert "2 labels for 3 boxes" in refusal(choose, input_box_label="[1, 0]", drawing=drawing)
+    assert chosen_prompt(input_box_label="[1, 0]", drawing=drawing) == wanted  # only those that the user sees
+    assert "1 label for 2 boxes" in refusal(choose, input_box_label="[1]", drawing=drawing)
+    assert "4 labels for 2 boxes" in refusal(choose, input_box_label="[1, 0, 1, 0]", drawing=drawing)
 
 
 def test_if_the_only_positive_rectangle_is_skipped_a_phrase_is_needed():
     drawing = drawn_together(Drawing((NO_AREA[0], BOX)))
     message = refusal(choose, input_box_label="[1, 0]", drawing=drawing)
-    assert message.startswith("drawn graphics = 'shape without area'")
+    assert message == (
+        "input_box_label = '[1, 0]': no shape that can be used is a positive example (skipped: shape without area); "
+        "draw a rectangle, ellipse or polygon around an object, or a point on it."
+    )
     assert chosen_prompt("shoe", input_box_label="[1, 0]", drawing=drawing) == ConceptPrompt(("shoe",), (BOX,), (0,))
     chosen = choose("shoe", input_box_label="1", drawing=drawn_together(Drawing((NO_AREA[0],))))
     assert (chosen.prompt, chosen.unused) == (ConceptPrompt(("shoe",)), ("drawn shape without area",))
@@ -122,7 +127,8 @@ def test_the_label_of_a_skipped_point_is_skipped_with_it():
     drawing = drawn_together(Drawing(points=(POINT, POINTS_OUTSIDE[0], (7.0, 8.0))))
     prompt = chosen_prompt(input_point_label="[1, 1, 0]", drawing=drawing)
     assert prompt == GeometricPrompt((), (POINT, (7.0, 8.0)), (1, 0))
-    assert "2 labels for 3 points" in refusal(choose, input_point_label="[1, 0]", drawing=drawing)
+    assert chosen_prompt(input_point_label="[1, 0]", drawing=drawing) == prompt
+    assert "1 label for 2 points" in refusal(choose, input_point_label="[1]", drawing=drawing)
 
 
 def test_points_are_foreground_if_the_only_rectangle_is_skipped():

@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from ikomia import dataprocess
+from ikomia import core, dataprocess
 from ikomia.dataprocess.workflow import Workflow
 
 from testbed.plugin import PLUGIN
@@ -363,31 +363,37 @@ def folder_errors(caplog):
 
 
 def test_a_second_folder_in_the_same_workflow_is_refused(small_checkpoint, two_folders, tmp_path, caplog):
+    one, two = two_folders
     workflow, _ = new_workflow(small_checkpoint, {"input_box": BOXES}, tmp_path / "out")
-    workflow.run_on(folder=two_folders[0])
+    workflow.run_on(folder=one)
     assert folder_errors(caplog) == []
-    workflow.run_on(folder=two_folders[1])
-    errors = folder_errors(caplog)
-    assert len(errors) == 3
-    for name, error in zip("cde", sorted(errors), strict=True):
-        assert f"processing {name}.png" in error
-        assert f"The first input is the folder '{two_folders[0]}' instead of an image. {ADVICE}" in error
-    assert not {name[0] for name in written(tmp_path / "out")} & set("cde")
+    before = set(written(tmp_path / "out"))
+    workflow.run_on(folder=two)
+    errors = {error.split()[4]: error for error in folder_errors(caplog)}
+    assert sorted(errors) == ["a.png:", "b.png:", "c.png:", "d.png:", "e.png:"]
+    for name in "ab":  # Ikomia segments the old folder again
+        assert (
+            f"No task is connected to input 1 of the workflow, the folder '{two}': this run uses "
+            f"the image '{one}/{name}.png' instead. {ADVICE}"
+        ) in errors[f"{name}.png:"]
+    for name in "cde":
+        assert f"The input is the folder '{one}' instead of an image. {ADVICE}" in errors[f"{name}.png:"]
+    assert set(written(tmp_path / "out")) == before
 
 
-def test_a_folder_after_a_single_run_is_refused_where_it_can_be_noticed(
-    small_checkpoint, two_folders, images, tmp_path, caplog
-):
+def test_a_folder_after_a_single_run_is_refused(small_checkpoint, two_folders, images, tmp_path, caplog):
     workflow, _ = new_workflow(small_checkpoint, {"input_box": BOXES}, tmp_path / "out")
     write(tmp_path / "single.png", next(images))
     workflow.run_on(path=str(tmp_path / "single.png"))
-    caplog.clear()
     workflow.run_on(folder=two_folders[1])
-    told = f"The first input is still the image of the last run, '{tmp_path / 'single.png'}'. {ADVICE}"
-    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    errors = folder_errors(caplog)
-    assert (warnings, len(errors)) == ([told], 2) or (warnings, len(errors)) == ([], 3)  # within one second
-    assert all(told in error for error in errors)
+    errors = sorted(folder_errors(caplog))
+    assert len(errors) == 3
+    for name, error in zip("cde", errors, strict=True):
+        assert (
+            f"No task is connected to input 1 of the workflow, the image '{two_folders[1]}/{name}.png': this run uses "
+            f"the image '{tmp_path / 'single.png'}' instead. {ADVICE}"
+        ) in error
+    assert written(tmp_path / "out") == {}
 
 
 @pytest.mark.parametrize("first", ["folder", "path"])
@@ -415,12 +421,41 @@ def test_the_same_image_may_be_segmented_again(small_checkpoint, images, tmp_pat
         workflow.run()
         dataprocess.CWorkflow.run(workflow)  # into the same folder
         workflow.run_on(array=image)
-    assert not any("first input" in message for message in caplog.messages)
+    assert folder_errors(caplog) == []
     assert len(list((tmp_path / "out").rglob("*.png"))) == 7
+
+
+def test_another_drawing_on_the_same_image_is_segmented(small_checkpoint, images, tmp_path):
+    workflow, algorithm = new_workflow(small_checkpoint, {}, tmp_path / "out")
+    workflow.set_auto_save(True)
+    found = []
+    for left in (10, 30):
+        drawn = dataprocess.CGraphicsInput()
+        drawn.set_items([core.CGraphicsRectangle(left, 20, 100, 100)])
+        algorithm.set_input(drawn, 1)
+        if found:
+            dataprocess.CWorkflow.run(workflow)
+        else:
+            workflow.run_on(array=next(images))
+        found.append(algorithm.get_output(1).get_mask().copy())
+    assert found[0].any() and found[1].any() and not np.array_equal(*found)
+
+
+def test_images_that_another_task_hands_on_in_the_same_object_are_segmented(
+    segment, small_checkpoint, two_folders, tmp_path, caplog
+):
+    workflow, _ = new_workflow(small_checkpoint, {"input_text": "shoe"}, tmp_path / "out")
+    second = workflow.add_task(name=PLUGIN, auto_connect=True)
+    second.set_parameters({"model_weight_file": small_checkpoint, "cuda": False, "input_box": BOXES})
+    workflow.run_on(folder=two_folders[1])
+    assert folder_errors(caplog) == []
+    alone = [segment({"input_box": BOXES}, path=f"{two_folders[1]}/{name}.png")[1] for name in "cde"]
+    saved = [loaded(path) for name, path in sorted(written(tmp_path / "out").items()) if name.endswith("_2.json")]
+    assert saved == alone
 
 
 def test_a_task_whose_input_is_a_folder_says_so(small_checkpoint, two_folders):
     workflow, algorithm = new_workflow(small_checkpoint, {"input_box": BOXES})
     algorithm.set_input(dataprocess.CPathIO(dataprocess.IODataType.FOLDER_PATH, str(Path(two_folders[0]))), 0)
-    with pytest.raises(ValueError, match="The first input is the folder"):
+    with pytest.raises(ValueError, match="The input is the folder"):
         algorithm.run()
