@@ -4,9 +4,9 @@ RUN = $(VENV)/bin/python
 
 # OpenMP's threads spin while they wait for each other; where processes share cores, this makes small networks up to 90
 # times slower
-demo test test-fast: export GOMP_SPINCOUNT ?= 1000
+demo test test-slow: export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: help demo pictures train test test-fast test-install lint format bench soak package clean
+.PHONY: help demo pictures train test test-slow test-install lint format bench soak package clean
 
 help:            ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s%s\n", $$1, $$2}' Makefile
@@ -32,11 +32,11 @@ train: $(VENV)/demo-ready  ## train the demo's network again (2.5 hours on two c
 TEST_PROCESSES ?= 2
 PARALLEL = -n $(TEST_PROCESSES) --dist loadfile
 
-test: $(VENV)/ready  ## run all tests except test-install
-	$(RUN) -m pytest $(PARALLEL)
-
-test-fast: $(VENV)/ready  ## run the tests that need no full-size network
+test: $(VENV)/ready  ## run all tests except test-slow and test-install
 	$(RUN) -m pytest $(PARALLEL) -m "not slow and not install"
+
+test-slow: $(VENV)/ready  ## compare a full-size network with the sam3 package and with transformers
+	$(RUN) -m pytest $(PARALLEL) -m slow
 
 test-install: $(VENV)/ready  ## install the plugin from a local HUB into an environment with only ikomia, and use it
 	$(RUN) -m pytest -m install
@@ -46,6 +46,7 @@ lint: $(VENV)/ready  ## check formatting, lint rules, spelling and types
 	$(RUN) -m ruff check .
 	$(RUN) -m codespell_lib
 	$(RUN) -m mypy
+	$(RUN) -m mypy --platform win32 --cache-dir .mypy_cache/windows
 
 format: $(VENV)/ready  ## format the code, and fix what lint can fix
 	$(RUN) -m ruff format .

@@ -8,14 +8,14 @@ import itertools
 import logging
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from ikomia import dataprocess
 
 from .infer_segment_anything_3_output_types import ImageOutput, MaskOutput, ObjectsOutput
-from .infer_segment_anything_3_saving import VideoFolders, name_files, save_nothing
+from .infer_segment_anything_3_saving import AutoSaved, NewFiles, VideoFolders
 from .sam3_engine.errors import ImageError
 from .sam3_engine.images import as_rgb8
 from .sam3_engine.prompts import PHRASES_EXPECTED, ConceptPrompt, GeometricPrompt, Prompt, is_plain_phrase
@@ -112,8 +112,9 @@ class SegmentOutputs:
         if type(image) is dataprocess.CImageIO:  # Ikomia exchanges this output for a video, and after it
             self._image.auto_save = image.auto_save
             self._task.set_output(self._image, 0)
-        self._video_folders.choose(self._task)
         self.clear()
+        for output in (self._image, *self._masks, self._objects):
+            output.redirect(None)  # what an earlier run chose, if Ikomia did not save
 
     def clear(self) -> None:
         """Empty all outputs but the image."""
@@ -127,7 +128,8 @@ class SegmentOutputs:
     def discard(self) -> None:
         """Empty all outputs but the image, and let Ikomia save nothing."""
         self.clear()
-        save_nothing(self._task)
+        self._video_folders.choose(self._task)  # Ikomia saves each frame nonetheless
+        self._redirect({})
 
     def write(
         self,
@@ -167,17 +169,40 @@ class SegmentOutputs:
                 self._fill(output, np.zeros((height, width), np.uint8), [], [], "no mask with these parameters")
 
     def finish(self) -> None:
-        """Convert the image of a run to 8 bits for display, and choose the files that Ikomia saves its outputs to."""
-        task = self._task
-        output = task.get_output(0)
+        """End a run: make the image fit for display, and choose the files that Ikomia saves the outputs to.
+
+        Raises:
+            OSError: the folder for a video cannot be created.
+        """
+        self._make_displayable(self._task.get_output(0))
+        self._video_folders.choose(self._task)
+        self._redirect(self._file_ends())
+
+    def _make_displayable(self, output: dataprocess.CImageIO) -> None:
+        """Convert the image to 8-bit RGB if Ikomia cannot draw on it."""
         image = output.get_image()
-        if image.dtype != np.uint8 or image.ndim == 3 and image.shape[2] not in (1, 3):  # Ikomia cannot draw on it
+        if image.dtype != np.uint8 or image.ndim == 3 and image.shape[2] not in (1, 3):
             with contextlib.suppress(ImageError):  # without a prompt, images that nobody can use are no error
                 output.set_image(as_rgb8(image))
+
+    def _file_ends(self) -> dict[str, AutoSaved]:
+        """Return the outputs that Ikomia saves, by the end of the file's name."""
         first, *further = self._masks
-        suffixes = {first: ".json", self._objects: "_objects.json"}
-        suffixes.update((mask, f"_{number}.json") for number, mask in enumerate(further, 2))
-        name_files(task, [".png", *(suffixes[output] for output in task.get_outputs()[1:])])
+        ends = {".png": self._image, ".json": first, "_objects.json": self._objects}
+        ends.update((f"_{number}.json", mask) for number, mask in enumerate(further, 2))
+        saved = [output for output in self._saved_outputs() if output.auto_save]
+        return {end: output for end, output in ends.items() if output in saved}
+
+    def _redirect(self, outputs: Mapping[str, AutoSaved]) -> None:
+        """Let Ikomia save to new files, one for each of the outputs that are given by the end of the file's name."""
+        new_files = NewFiles(self._task.output_folder, self._task.get_input(0).source_file_path, outputs)
+        for output in self._saved_outputs():
+            if output.auto_save:
+                output.redirect(new_files)
+
+    def _saved_outputs(self) -> list[AutoSaved]:
+        """Return the outputs of the task except a video, which Ikomia puts in the place of the image."""
+        return [output for output in self._task.get_outputs() if isinstance(output, AutoSaved)]
 
     def _write_label_map(
         self, prompt: Prompt | None, segments: Sequence[Segment], colors: Sequence[Color], width: int, height: int

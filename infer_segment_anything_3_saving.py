@@ -2,69 +2,115 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
-import weakref
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 
-from ikomia import core, dataprocess
+from ikomia import dataprocess
 
-_LONGEST_NAME = 100  # in characters; a file's name can have 255 bytes
+_LONGEST_NAME = 255  # of a file or folder, in bytes; on Windows UTF-16 units, which are never more
+_LONGEST_PATH = {"win32": 259, "darwin": 1023}.get(sys.platform, 4095)  # in characters
+_LONGEST_NAME_WITH_FOLDERS = 100  # in characters
+_SHORTEST_NAME = 16  # in characters; shorter ones would not tell images apart
+_LAST_NUMBER = " (9999999)"
+_IN_VIDEO_FOLDER = "/SemanticSegIO_9999/9999999.json"
 
 
 class AutoSaved:
-    """A mixin for outputs: when Ikomia saves one by itself, it is written to the file that :meth:`redirect` names.
+    """A mixin for outputs: what Ikomia saves by itself goes to new files.
 
     Ikomia gives all outputs of an image the same name, which it cuts at the first dot, and overwrites existing files.
     """
 
-    _redirect: tuple[str, str | None] | None = None
+    auto_save: bool  # Ikomia's
 
-    def redirect(self, prefix: str, path: str | None) -> None:
-        """Choose another file for what Ikomia saves after the current run.
+    _new_files: NewFiles | None = None
 
-        Args:
-            prefix: Ikomia's paths start with it; an output that is saved to another path goes there.
-            path: the file to write, which must not exist; None to write nothing.
-        """
-        self._redirect = (prefix, path)
+    def redirect(self, new_files: NewFiles | None) -> None:
+        """Choose what is written when Ikomia saves this output; None for the file that Ikomia names."""
+        self._new_files = new_files
 
     def save(self, path: str) -> None:
-        """Save to a file; overwrites it, unless :meth:`redirect` chose it.
+        """Save to a file; overwrites it, unless Ikomia saves by itself.
 
         Raises:
-            OSError: the file that :meth:`redirect` chose exists or cannot be written.
+            OSError: the file cannot be written.
         """
-        redirect, self._redirect = self._redirect, None
-        if redirect is None or not path.startswith(redirect[0]) or path[len(redirect[0]) :].startswith(("/", "\\")):
-            super().save(path)  # type: ignore[misc]  # of the output; frames of videos have a folder of their own
-        elif redirect[1] is not None:
-            _write_new(redirect[1], self.file_content())
+        new_files, self._new_files = self._new_files, None
+        if new_files is None or not new_files.replace(path):
+            super().save(path)  # type: ignore[misc]  # of the output
+        else:
+            new_files.write()
 
     def file_content(self) -> bytes:
         """Return what is written to a file."""
         raise NotImplementedError
 
 
-def name_files(task: dataprocess.C2dImageTask, suffixes: Sequence[str]) -> None:
-    """Choose the files of a run whose outputs Ikomia saves; an output that Ikomia does not save is left out.
+class NewFiles:
+    """What is written when Ikomia saves the outputs of an image: files of one name that is not in use yet.
 
     Args:
-        task: all of its outputs that Ikomia saves are :class:`AutoSaved` or videos.
-        suffixes: the end of the file's name for each output.
+        prefix: the beginning of the paths that Ikomia chooses; the name is appended to it.
+        source: path of the image; empty if it has none.
+        outputs: the outputs, by the end of the file's name; none to write nothing.
     """
-    saved = [
-        (output, suffix)
-        for output, suffix in zip(task.get_outputs(), suffixes, strict=True)
-        if output.auto_save and isinstance(output, AutoSaved)
-    ]
-    for name in _names(task.get_input(0).source_file_path) if saved else ():
-        start = task.output_folder + name  # Ikomia puts no separator in between
-        if not any(os.path.lexists(start + suffix) for _, suffix in saved):
-            for output, suffix in saved:
-                output.redirect(task.output_folder, start + suffix)
+
+    def __init__(self, prefix: str, source: str, outputs: Mapping[str, AutoSaved]) -> None:
+        self._prefix = prefix
+        self._source = source
+        self._unwritten = dict(outputs)
+
+    def replace(self, path: str) -> bool:
+        """Return whether Ikomia chose the path; frames of videos have a folder of their own."""
+        return path.startswith(self._prefix) and not path[len(self._prefix) :].startswith(("/", "\\"))
+
+    def write(self) -> None:
+        """Write all files or, if one cannot be written, none. Calls after the first do nothing.
+
+        All are written when Ikomia saves the first output, so that no file waits for a call that never comes.
+        """
+        outputs, self._unwritten = self._unwritten, {}
+        if not outputs:
             return
+        paths = self._reserve(list(outputs))
+        try:
+            for path, output in zip(paths, outputs.values(), strict=True):
+                path.write_bytes(output.file_content())
+        except BaseException:
+            _remove(paths)
+            raise
+
+    def _reserve(self, ends: Sequence[str]) -> list[Path]:
+        """Create all files, empty, under the first name that no thread or process uses."""
+        names = _names(self._source, self._prefix, max(ends, key=len))
+        candidates = ([Path(self._prefix + name + end) for end in ends] for name in names)
+        return next(filter(_create, candidates))
+
+
+def _create(paths: Sequence[Path]) -> bool:
+    """Create empty files, all or none; return False if one exists."""
+    created: list[Path] = []
+    try:
+        for path in paths:
+            path.touch(exist_ok=False)
+            created.append(path)
+    except FileExistsError:
+        _remove(created)
+        return False
+    except BaseException:
+        _remove(created)
+        raise
+    return True
+
+
+def _remove(paths: Sequence[Path]) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):  # the error that led here matters more
+            path.unlink()
 
 
 class VideoFolders:
@@ -75,54 +121,82 @@ class VideoFolders:
     """
 
     def __init__(self) -> None:
-        self._video: weakref.ref[core.CWorkflowTaskIO] | None = None
-        self._run_folder = ""
+        self._video = ("", "")  # Ikomia's folder and the path of the video
         self._folder = ""
 
     def choose(self, task: dataprocess.C2dImageTask) -> None:
-        """Set the task's output folder for a frame of a video; Ikomia resets it before each frame."""
+        """Set the task's output folder for a frame of a video; Ikomia resets it before each frame.
+
+        Raises:
+            OSError: the folder cannot be created.
+        """
         video = task.get_input(0)
         if not isinstance(video, dataprocess.CVideoIO) or not any(output.auto_save for output in task.get_outputs()):
             return
-        if self._video is None or self._video() is not video or self._run_folder != task.output_folder:
-            self._video, self._run_folder = weakref.ref(video), task.output_folder
-            self._folder = self._run_folder
-            if next(Path(self._run_folder).glob("*.json"), None):
-                names = _names(video.source_file_path)
-                self._folder = next(
-                    folder for name in names if not os.path.lexists(folder := f"{self._run_folder}/{name}")
-                )
+        current = (task.output_folder, video.source_file_path)
+        if self._video != current or _is_over(self._folder):
+            self._folder = _new_folder(*current)
+            self._video = current
         task.output_folder = self._folder
 
 
-def save_nothing(task: dataprocess.C2dImageTask) -> None:
-    """Let Ikomia save nothing after the current run."""
-    for output in task.get_outputs():
-        if isinstance(output, AutoSaved):
-            output.redirect(task.output_folder, None)
+def _new_folder(run_folder: str, source: str) -> str:
+    """Return a folder for a video that no thread or process uses for another one: Ikomia's, or one in it."""
+    names = _names(source, f"{run_folder}/", _IN_VIDEO_FOLDER)
+    return next(filter(_claim, itertools.chain([run_folder], (f"{run_folder}/{name}" for name in names))))
 
 
-def _names(source: str) -> Iterator[str]:
-    """Yield names for the results of an image: without its suffix, with it and more and more folders, numbered."""
+def _claim(folder: str) -> bool:
+    """Create the folder of the first mask's frames; return False if there is or was one."""
+    frames = Path(folder, "SemanticSegIO_1")
+    try:
+        frames.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    if _is_over(folder):
+        frames.rmdir()
+        return False
+    return True
+
+
+def _is_over(folder: str) -> bool:
+    """Return whether a video was saved: after the last frame, Ikomia merges the files in the folders of the frames."""
+    return next(Path(folder).glob("*.json"), None) is not None
+
+
+def _names(source: str, start: str, end: str) -> Iterator[str]:
+    """Yield names for the results of an image: without its suffix, with it and more and more folders, numbered.
+
+    Args:
+        source: path of the image; empty if it has none.
+        start: of the path that the name becomes a part of. A name that makes it too long lacks its middle.
+        end: the longest end of that path.
+    """
     path = PurePath(source)
     parts = [part for part in path.parts if part != path.anchor] or ["empty"]  # "empty" is Ikomia's name for arrays
-    name = path.stem or parts[-1]
-    if not name.lower().endswith("_objects"):  # its mask would look like the objects of another image
-        yield name
-    for count in range(2, len(parts) + 1):
-        longer = "_".join(parts[-count:])
-        if len(longer) > _LONGEST_NAME:
-            break
-        name = longer
-        yield name
-    yield from (f"{name} ({number})" for number in itertools.count(2))
+    stem = path.stem or parts[-1]
+    names = [] if stem.lower().endswith("_objects") else [stem]  # its mask would look like the objects of another image
+    names += itertools.takewhile(
+        lambda name: len(name) <= _LONGEST_NAME_WITH_FOLDERS,
+        ("_".join(parts[-count:]) for count in range(2, len(parts) + 1)),
+    )
+    yield from (_shorten(name, start, end) for name in names)
+    last = _shorten(names[-1] if names else stem, start, _LAST_NUMBER + end)
+    yield from (f"{last} ({number})" for number in itertools.count(2))
 
 
-def _write_new(path: str, content: bytes) -> None:
-    """Write a file that does not exist yet, whole or not at all."""
-    Path(path).touch(exist_ok=False)
-    try:
-        Path(path).write_bytes(content)
-    except OSError:
-        Path(path).unlink()
-        raise
+def _shorten(name: str, start: str, end: str) -> str:
+    """Return the name, without characters of its middle if the path would be too long."""
+    shorter, kept = name, len(name)
+    while not _fits(start + shorter + end) and kept > _SHORTEST_NAME:
+        kept -= 1
+        shorter = f"{name[: kept - kept // 2]}...{name[len(name) - kept // 2 :]}"
+    return shorter
+
+
+def _fits(path: str) -> bool:
+    """Return whether a path is short enough for file systems."""
+    absolute = Path(path).absolute()
+    return len(str(absolute)) <= _LONGEST_PATH and all(
+        len(os.fsencode(part)) <= _LONGEST_NAME for part in absolute.parts
+    )

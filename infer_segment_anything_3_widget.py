@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import os
+import sys
 from collections.abc import Callable, Sequence
 
 from ikomia import core, dataprocess
@@ -28,7 +29,7 @@ from PyQt6.QtWidgets import (
 from .infer_segment_anything_3_process import InferSegmentAnything3Param
 from .sam3_engine.devices import cuda_present
 from .sam3_engine.prompt_strings import PromptStrings
-from .sam3_engine.weights import OFFICIAL_NAMES, SUFFIXES
+from .sam3_engine.weights import OFFICIAL_NAMES, SUFFIXES, without_quotes
 
 _PROMPT_HELP = {
     "input_text": (
@@ -57,6 +58,7 @@ _PROMPT_HELP = {
         "Empty: all points are on the object."
     ),
 }
+_EXAMPLE_PATH = r"C:\Users\me\sam3.pt" if sys.platform == "win32" else "/home/me/sam3.pt"
 _WEIGHT_FILES = f"Weights ({' '.join(f'*{suffix}' for suffix in SUFFIXES)});;All files (*)"
 _MALFORMED = "QLineEdit { border: 1px solid red; border-radius: 2px; padding: 2px; }"
 
@@ -231,14 +233,14 @@ class InferSegmentAnything3Widget(core.CWorkflowTaskWidget):
             field,
             field.currentText,
             "Path of a SAM 3 or SAM 3.1 checkpoint, or its name on Hugging Face.\n"
-            "For example: /home/me/sam3.pt, or: facebook/sam3.1, or: owner/repository/model.safetensors\n"
+            f"For example: {_EXAMPLE_PATH}, or: facebook/sam3.1, or: owner/repository/model.safetensors\n"
             "Files on Hugging Face are downloaded once. facebook/sam3 and facebook/sam3.1 need access from Meta.\n"
             "Empty: weights/sam3.pt in the plugin's folder if it exists, else facebook/sam3.",
             row,
         )
 
         def choose_file() -> None:
-            shown = field.currentText().strip()
+            shown = without_quotes(field.currentText())
             start = shown if os.path.lexists(shown) else ""
             chosen, _ = QFileDialog.getOpenFileName(field, "Model weight file", start, _WEIGHT_FILES)
             if chosen:  # not canceled

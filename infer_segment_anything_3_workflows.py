@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from pathlib import PurePath
 
 from ikomia import core, dataprocess
 
@@ -33,12 +34,20 @@ class OwnWorkflow:
 
         Raises:
             ValueError: the input is a folder; or Ikomia saves the outputs by itself, as in folder runs, but an input of
-                the workflow reaches no task.
+                the workflow reaches no task, or the input is a video that another task hands on: Ikomia then swaps red
+                and blue, and writes all frames to one file.
         """
         given = self._task.get_input(0)
         if isinstance(given, dataprocess.CPathIO):
             raise ValueError(f"The input is {_describe(given)} instead of an image. {_ADVICE}")
-        workflow = self._find() if self._task.get_output(1).auto_save else None
+        if not self._task.get_output(1).auto_save:
+            return
+        if isinstance(given, dataprocess.CVideoIO) and _is_within(given.source_file_path, self._task.output_folder):
+            raise ValueError(
+                "Ikomia cannot save the results of a video that another task hands on: it swaps red and blue, and "
+                "writes all frames to one file. Connect the algorithm to the video, or call set_auto_save(False)."
+            )
+        workflow = self._find()
         if workflow is None:
             return
         edges = workflow.get_out_edges(workflow.get_root_id())
@@ -76,6 +85,11 @@ class OwnWorkflow:
 def _all_workflows() -> list[dataprocess.CWorkflow]:
     # not isinstance(): it asks the object, which may be a proxy of anything
     return [found for found in gc.get_objects() if issubclass(type(found), dataprocess.CWorkflow)]
+
+
+def _is_within(path: str, output_folder: str) -> bool:
+    """Return whether a file is a result of the run that writes to an output folder."""
+    return PurePath(path).is_relative_to(PurePath(output_folder).parent)
 
 
 def _describe(given: core.CWorkflowTaskIO) -> str:

@@ -27,10 +27,11 @@ from sam3_engine.model import load_model
 from sam3_engine.predictor import Predictor
 from testbed.layout_files import LAYOUTS, read_contents
 from testbed.plugin import REPOSITORY
-from testbed.random_weights import full_size_checkpoint
+from testbed.random_weights import FULL_SIZE_FILE, full_size_checkpoint
 from testbed.scenes import Scene, draw_scene
 
 _SHAPES_NETWORK = REPOSITORY / "demo" / "sam3_shapes.pt"
+_CACHE = FULL_SIZE_FILE.parent
 _MEASURED = (
     "sam3",
     "sam3, safetensors",
@@ -57,6 +58,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3, help="repetitions of loading, for the median (default: 3)")
     parser.add_argument("--output", type=Path, help="Markdown file to write the table to")
     arguments = parser.parse_args()
+    _CACHE.mkdir(exist_ok=True)
     lines = []
     for line in _table(_SHAPES_NETWORK if arguments.small else full_size_checkpoint(), arguments.repeat):
         print(line, flush=True)
@@ -74,9 +76,9 @@ def _table(loaded: Path, repeat: int) -> Iterator[str]:
     expected = _answers(_SHAPES_NETWORK)
     for name in _MEASURED:
         layout = LAYOUTS[name]
-        with tempfile.TemporaryDirectory(dir=REPOSITORY / ".cache") as folder:
+        with tempfile.TemporaryDirectory(dir=_CACHE) as folder:
             agreement = _agreement(_answers(layout.save(Path(folder), shapes)), expected)
-        with tempfile.TemporaryDirectory(dir=REPOSITORY / ".cache") as folder:
+        with tempfile.TemporaryDirectory(dir=_CACHE) as folder:
             size, seconds, peak = _loading(layout.save(Path(folder), large), "plugin", repeat)
         cells = [name, *agreement, in_megabytes(size), in_seconds(seconds), in_megabytes(peak)]
         yield f"| {' | '.join(cells)} |"

@@ -15,6 +15,7 @@ import io
 import json
 import os
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -35,6 +36,9 @@ from sam3_batch.pipeline import segment_folder, start_ray
 from sam3_batch.workers import Segmenter, decode_images, encode_rows
 from sam3_engine.settings import Settings
 from testbed.scenes import draw_scene
+
+if sys.platform != "linux":
+    raise SystemExit("python -m benchmarks.many_images runs on Linux only, because it pins threads to cores.")
 
 _CHECKPOINT = Path(__file__).resolve().parent.parent / "demo" / "sam3_shapes.pt"
 _SETTINGS = Settings(input_text="shape", model_weight_file=str(_CHECKPOINT), cuda=False)

@@ -88,7 +88,8 @@ class Setup:
 
     def direct(self, image: np.ndarray, precision: torch.dtype | None = None) -> DirectUse:
         """Encode an image with the package's ``set_image``, by default in the plugin's precision."""
-        return DirectUse(self._direct_network, precision or self.precision, image, self.device)
+        hole_area = self.predictor.model.architecture.fill_hole_area
+        return DirectUse(self._direct_network, precision or self.precision, image, self.device, hole_area)
 
     def unseen_images(self) -> Iterator[np.ndarray]:
         """Yield images that are not in any cache."""

@@ -70,6 +70,6 @@ def peak_memory() -> int:
     """Return the peak resident memory of this process, in bytes."""
     status = Path("/proc/self/status")  # resource.getrusage() would include the process that started this one
     if status.exists():
-        (kilobytes,) = re.findall(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE)
+        (kilobytes,) = re.findall(r"^VmHWM:\s*(\d+) kB$", status.read_text(encoding="utf-8"), re.MULTILINE)
         return int(kilobytes) * 1024
     return int(psutil.Process().memory_info().peak_wset)  # Windows

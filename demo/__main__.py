@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from sam3_engine.errors import ImageError, quote
+from sam3_engine.errors import ImageError, message_of, quote
 from sam3_engine.fitting import fit_prompt
 from sam3_engine.prompts import ConceptPrompt, GeometricPrompt, Prompt
 from sam3_engine.settings import Settings
@@ -146,7 +146,7 @@ def main() -> None:
         with log_levels(ikomia=logging.WARNING, sam3_engine=logging.ERROR):
             show(plugin, image, requests)
     except (ValueError, RuntimeError) as error:
-        raise SystemExit(f"{error}") from error
+        raise SystemExit(message_of(error)) from error
 
 
 def _read(file: str) -> np.ndarray:
@@ -155,7 +155,7 @@ def _read(file: str) -> np.ndarray:
     except FileNotFoundError as error:
         raise SystemExit(f"image = {quote(file)}: there is no such file; expected a picture.") from error
     except (OSError, ImageError, PIL.Image.DecompressionBombError) as error:
-        raise SystemExit(f"image = {quote(file)}: {error}; expected a picture.") from error
+        raise SystemExit(f"image = {quote(file)}: {message_of(error)}; expected a picture.") from error
 
 
 def _typed_request(typed: dict[str, str]) -> Request:

@@ -18,7 +18,7 @@ wf = Workflow()
 algo = wf.add_task(name="infer_segment_anything_3", auto_connect=True)
 algo.set_parameters({"input_text": ["person", "car"], "confidence_threshold": 0.3, "instance_output": True})
 
-with table.open("w", newline="") as file:
+with table.open("w", newline="", encoding="utf-8") as file:
     rows = csv.writer(file)
     rows.writerow(["image", "label", "score", "left", "top", "width", "height"])
     for image in sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES):

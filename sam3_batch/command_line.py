@@ -9,6 +9,7 @@ import re
 import time
 
 from sam3_engine import WeightsError
+from sam3_engine.errors import message_of
 from sam3_engine.settings import Settings
 
 from .dataset import check_same_run, dataset_folder
@@ -37,7 +38,7 @@ def main() -> None:
         parameters = {"input": arguments.input, **_recorded_parameters(settings)}
         check_same_run(output, parameters, defaults=_recorded_parameters(Settings()))
     except (OSError, ValueError, WeightsError) as error:
-        raise SystemExit(str(error)) from error
+        raise SystemExit(message_of(error)) from error
     start_ray(arguments.workers[1] * (arguments.cpus_per_worker or 1))
     _run(arguments, source, output, settings)
 

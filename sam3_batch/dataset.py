@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet
 
+from sam3_engine.errors import quote
+
 from .folders import Folder
 from .schemas import DATASET_SCHEMA
 
@@ -60,7 +62,11 @@ def check_same_run(output: Folder, parameters: Mapping[str, Any], defaults: Mapp
         output.write("run.json", json.dumps(parameters, indent=2).encode())
         return
     earlier = {**defaults, **json.loads(output.read("run.json"))}
-    different = [f"{name} = {earlier.get(name)!r}" for name in parameters if earlier.get(name) != parameters[name]]
+    different = [
+        f"{name} = {quote(earlier.get(name), limit=1000)}"
+        for name in parameters
+        if earlier.get(name) != parameters[name]
+    ]
     if different:
         raise ValueError(
             f"{output.uri} holds the results of another run, with {', '.join(different)}: choose another output folder"

@@ -15,6 +15,7 @@ import PIL.Image
 import pyarrow as pa
 
 from sam3_engine import CheckpointError, ImageError
+from sam3_engine.errors import message_of
 from sam3_engine.image_files import read_image
 from sam3_engine.prompt_strings import ChosenPrompt
 from sam3_engine.settings import Settings
@@ -190,5 +191,5 @@ def _as_image(pixels: pa.LargeBinaryScalar, row: Mapping[str, Any]) -> np.ndarra
 
 def _one_line(error: BaseException) -> str:
     """Return an error's message on one line, after the name of its class unless the message is written for users."""
-    text = " ".join(str(error).split())
+    text = " ".join(message_of(error).split())
     return text if isinstance(error, ImageError) else f"{type(error).__name__}: {text}"

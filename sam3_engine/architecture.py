@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from .errors import quote
@@ -119,6 +119,11 @@ class Architecture:
     def grid(self) -> int:
         """Side of the image embedding, in tokens."""
         return self.resolution // self.patch_size
+
+    def resized(self, resolution: int) -> Architecture:
+        """Return the architecture at another input size. Holes that are filled keep their share of the image."""
+        hole_area = round(self.fill_hole_area * (resolution / self.resolution) ** 2)
+        return replace(self, resolution=resolution, fill_hole_area=hole_area)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the sizes as plain values, to save with a checkpoint's tensors."""

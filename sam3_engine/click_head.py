@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 from .embedding import ImageEmbedding
-from .errors import CheckpointError
 from .fitting import FittedPrompt
 from .internals import forget_image, mask_logits_side
-from .model import NOT_FINITE, Model, Sam3Image
+from .model import Model, NotFiniteError, Sam3Image
 from .options import Options
 from .prompts import UNNAMED, Box, GeometricPrompt
-from .regions import remove_small_regions
+from .regions import fill_small_holes, remove_small_regions
 from .segments import Segment
+from .weight_precision import to_precision
 
 _BOXES_PER_PASS = 16  # bounds the memory of the mask decoder
 
@@ -30,13 +30,15 @@ class ClickHead:
     Call its methods inside :meth:`~.model.Model.infer`.
 
     Args:
-        model: the model; errors name its checkpoint.
+        model: the model that made the embeddings.
         network: the network of ``model`` at the input size of the embeddings.
+        resolution: that input size, in pixels.
     """
 
-    def __init__(self, model: Model, network: Sam3Image) -> None:
+    def __init__(self, model: Model, network: Sam3Image, resolution: int) -> None:
         self._model = model
         self._network = network
+        self._max_hole_area = model.architecture.resized(resolution).fill_hole_area
         self._mask_side = mask_logits_side(network)
 
     def segment(
@@ -48,7 +50,7 @@ class ClickHead:
         pass.
 
         Raises:
-            CheckpointError: the network returns NaN or infinity.
+            NotFiniteError: the network returns NaN or infinity.
         """
         prompt = fitted.prompt
         assert isinstance(prompt, GeometricPrompt)
@@ -67,7 +69,9 @@ class ClickHead:
     ) -> Iterator[Segment]:
         mask_logits, scores = self._predict(embedding, boxes, points, multimask)
         if not (np.isfinite(mask_logits).all() and np.isfinite(scores).all()):
-            raise CheckpointError(self._model.checkpoint, NOT_FINITE)
+            raise NotFiniteError
+        # the package would leave holes unfilled, without a word, where Triton has no compiler or memory runs out
+        mask_logits = fill_small_holes(mask_logits, self._max_hole_area)
         objects = max(1, len(boxes))
         # back to the model's device, where the masks are computed: logits are smaller than masks
         logits = torch.from_numpy(mask_logits).to(self._model.device)
@@ -80,11 +84,11 @@ class ClickHead:
     def _predict(
         self, embedding: ImageEmbedding, boxes: Sequence[Box], points: Mapping[str, Any], multimask: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        # ask for masks at the logits' own size: then the package only fills holes and does not resize
+        # ask for masks at the logits' own size: then the package does not resize them
         state = {
             "original_height": self._mask_side,
             "original_width": self._mask_side,
-            "backbone_out": embedding.features,
+            "backbone_out": to_precision(embedding.features, self._model.precision),
         }
         try:
             mask_logits, scores, _ = self._network.predict_inst(

@@ -6,27 +6,25 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from .cuda_answers import hide_cuda, leave_cuda_alone
 from .host_state import (
-    TorchSwitches,
     cpu_by_default,
     ignore_warnings,
     preserve_environment,
-    preserve_float32_precision,
     preserve_log_handlers,
     preserve_random_state,
+    preserve_torch_switches,
 )
 
 if TYPE_CHECKING:
     import torch
-
-_SWITCHES = TorchSwitches()
 
 
 @contextlib.contextmanager
 def importing_sam3() -> Iterator[None]:
     """Import the package without changing the host process."""
     with (
-        preserve_float32_precision(),
+        leave_cuda_alone(),
         preserve_environment("TOKENIZERS_PARALLELISM", "TORCHINDUCTOR_CACHE_DIR"),
         preserve_log_handlers(),
         preserve_random_state(),  # some versions of rich, a dependency of huggingface_hub, use it
@@ -51,7 +49,9 @@ def building_network(device: torch.device, *, without_weights: bool, draws: bool
     from .redirection import CudaRedirection
 
     with (
-        _SWITCHES.preserve(),
+        preserve_torch_switches(),
+        # for a CPU, sam3 still asks for CUDA, and asking initializes it
+        contextlib.nullcontext() if device.type == "cuda" else hide_cuda(),
         ignore_warnings(),
         torch.random.fork_rng(devices=[], enabled=not without_weights if draws is None else draws),
         torch.autocast(device.type, enabled=False),
@@ -71,7 +71,7 @@ def inference(device: torch.device, precision: torch.dtype) -> Iterator[None]:
     from .redirection import redirect_cuda
 
     with (
-        _SWITCHES.preserve(),
+        preserve_torch_switches(),
         torch.inference_mode(),
         torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32),
         cpu_by_default(),

@@ -12,15 +12,16 @@ import torch
 
 from .contexts import importing_sam3
 from .embedding import Detections, ImageEmbedding
-from .errors import CheckpointError, quote
+from .errors import quote
 from .fitting import FittedPrompt
 from .internals import empty_geometric_prompt, phrase_read
-from .model import NOT_FINITE, Model, Sam3Image
+from .model import Model, NotFiniteError, Sam3Image
 from .nms import drop_duplicates
 from .options import Options
 from .prompts import PHRASES_EXPECTED, POSITIVE, Box, ConceptPrompt, is_plain_phrase
 from .regions import remove_small_regions
 from .segments import Segment
+from .weight_precision import to_precision
 
 with importing_sam3():
     from sam3.model.sam3_image_processor import Sam3Processor
@@ -58,7 +59,7 @@ class Detector:
         ``on_step`` is called before each phrase.
 
         Raises:
-            CheckpointError: the network returns NaN or infinity.
+            NotFiniteError: the network returns NaN or infinity.
         """
         prompt = fitted.prompt
         assert isinstance(prompt, ConceptPrompt)
@@ -116,7 +117,7 @@ class Detector:
         """Run the detector, and the text encoder unless the phrase is cached.
 
         Raises:
-            CheckpointError: the network returns NaN or infinity.
+            NotFiniteError: the network returns NaN or infinity.
         """
         network, device = self._network, self._model.device
         geometric_prompt = empty_geometric_prompt(network)
@@ -125,7 +126,7 @@ class Detector:
             geometric_prompt.append_boxes(box, torch.tensor([[label == POSITIVE]], device=device))
         outputs = network.forward_grounding(
             backbone_out={
-                **embedding.features,
+                **to_precision(embedding.features, self._model.precision),
                 **self._model.phrases.get(phrase, lambda: network.backbone.forward_text([phrase], device=device)),
             },
             find_input=self._find_stage,
@@ -137,7 +138,7 @@ class Detector:
         scores = (outputs["pred_logits"].sigmoid() * presence)[0, :, 0].float()
         extremes = [bound.float() for name in _OUTPUTS for bound in outputs[name].aminmax()]
         if not torch.stack(extremes).isfinite().all():
-            raise CheckpointError(self._model.checkpoint, NOT_FINITE)
+            raise NotFiniteError
         order = scores.argsort(descending=True, stable=True)
         size = torch.tensor([embedding.width, embedding.height] * 2, device=device)
         boxes = outputs["pred_boxes_xyxy"][0, order].float().clamp(0, 1) * size

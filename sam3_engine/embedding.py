@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from .model import Model
 
-_CACHED_DETECTIONS = 16  # for each image; at SAM 3's size 33 MB each in bfloat16, 66 MB in float32
+CACHED_DETECTIONS = 16  # for each image; at SAM 3's size 33 MB each in bfloat16, 66 MB in float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,4 +50,4 @@ class ImageEmbedding:
     height: int
     resolution: int
     model: weakref.ref[Model] = field(repr=False)
-    detections: LRUCache[Detections] = field(default_factory=lambda: LRUCache(_CACHED_DETECTIONS), repr=False)
+    detections: LRUCache[Detections] = field(repr=False)

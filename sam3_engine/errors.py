@@ -104,11 +104,24 @@ class DeviceMemoryError(RuntimeError):
 
 
 def quote(value: object, limit: int = 80) -> str:
-    """Return ``value`` in quotes for a message, cut to ``limit`` characters."""
-    text = str(value)
-    return repr(text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)")
+    """Return ``value`` in quotes for a message, cut to ``limit`` characters.
+
+    Control characters are escaped. Backslashes are not doubled, so that you can copy the path of a Windows file.
+    """
+    text = message_of(value) if isinstance(value, BaseException) else str(value)
+    shown = repr(text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)")
+    return shown.replace(r"\\", "\\")
 
 
 def quote_name(name: object) -> str:
     """Return the name of a tensor, file or entry in quotes for a message; none of SAM 3's is cut."""
     return quote(name, limit=200)
+
+
+def message_of(error: BaseException) -> str:
+    """Return the message of an error; unlike ``str()``, it does not double the backslashes in the name of a file."""
+    text = str(error)
+    if isinstance(error, OSError):
+        for name in (error.filename, error.filename2):
+            text = text.replace(repr(name), quote(name, limit=1000)) if isinstance(name, str) else text
+    return text

@@ -72,8 +72,8 @@ def fit_prompt(prompt: Prompt | FittedPrompt, width: int, height: int) -> Fitted
 def warn_of_fractions(prompt: Prompt, width: int, height: int, names: Mapping[str, str] | None = None) -> None:
     """Log a warning if coordinates look like fractions of the image, which are read as pixels.
 
-    They do if the coordinates of all boxes, or of all points, are at most 1, or a little more, as some detectors return.
-    Points of whole numbers do not: they are pixels in the corner of the image.
+    They do if the coordinates of all boxes, or of all points, are at most 1, or a little more, because some detectors
+    overshoot. Points of whole numbers do not: they are pixels in the corner of the image.
 
     Args:
         prompt: in source pixels.

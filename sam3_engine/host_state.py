@@ -13,7 +13,7 @@ import os
 import random
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 _WARNINGS_LOCK = threading.RLock()
@@ -61,34 +61,6 @@ def preserve_environment(*names: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-@contextlib.contextmanager
-def preserve_float32_precision() -> Iterator[None]:
-    """Restore the TF32 switches."""
-    import torch
-
-    # PyTorch has two sets of switches, and refuses to read the older one once the newer says otherwise
-    try:
-        matmul_precision = torch.get_float32_matmul_precision()
-    except RuntimeError:
-        matmul_precision = None
-    backends: Any = torch.backends
-    switches = (
-        backends.cudnn,
-        backends.cudnn.conv,
-        backends.cudnn.rnn,
-        backends.cuda.matmul,
-        backends.mkldnn.matmul,
-    )
-    values = [switch.fp32_precision for switch in switches]
-    try:
-        yield
-    finally:
-        if matmul_precision is not None:
-            torch.set_float32_matmul_precision(matmul_precision)  # also writes to the newer switches: so first
-        for switch, value in zip(switches, values, strict=True):
-            switch.fp32_precision = value
-
-
 def cpu_by_default() -> contextlib.AbstractContextManager[Any]:
     """Make the CPU the default device, which sam3 expects, if the host has set another (this thread only)."""
     import torch
@@ -97,23 +69,25 @@ def cpu_by_default() -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext() if torch.get_default_device() == cpu else cpu
 
 
-class TorchSwitches:
-    """Preserve the switches of PyTorch that sam3 changes (attention kernels) or relies on (default dtype).
+class SharedContext:
+    """A context that several threads may be in at once: the first to enter sets it up, the last to leave undoes it.
 
-    Calls may overlap in several threads: the first to enter reads the switches, the last to leave restores them.
+    Args:
+        set_up: changes the process, and registers on the stack it is given how to undo that.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, set_up: Callable[[contextlib.ExitStack], None]) -> None:
+        self._set_up = set_up
+        self._undo = contextlib.ExitStack()
         self._lock = threading.Lock()
         self._entered = 0
-        self._restore = contextlib.ExitStack()
 
     @contextlib.contextmanager
-    def preserve(self) -> Iterator[None]:
-        """Restore the switches at the end, and set the default dtype to float32 meanwhile."""
+    def enter(self) -> Iterator[None]:
+        """Enter the context."""
         with self._lock:
             if self._entered == 0:
-                self._read()
+                self._set_up(self._undo)
             self._entered += 1
         try:
             yield
@@ -121,15 +95,24 @@ class TorchSwitches:
             with self._lock:
                 self._entered -= 1
                 if self._entered == 0:
-                    self._restore.close()
+                    self._undo.close()
 
-    def _read(self) -> None:
-        import torch
-        from torch.backends import cuda
 
-        self._restore.callback(cuda.enable_flash_sdp, cuda.flash_sdp_enabled())
-        self._restore.callback(cuda.enable_math_sdp, cuda.math_sdp_enabled())
-        self._restore.callback(cuda.enable_mem_efficient_sdp, cuda.mem_efficient_sdp_enabled())
-        if torch.get_default_dtype() != torch.float32:
-            self._restore.callback(torch.set_default_dtype, torch.get_default_dtype())
-            torch.set_default_dtype(torch.float32)
+def preserve_torch_switches() -> contextlib.AbstractContextManager[None]:
+    """Preserve the attention kernels, which sam3 switches, and the default dtype, which is float32 meanwhile."""
+    return _TORCH_SWITCHES.enter()
+
+
+def _preserve_torch_switches(undo: contextlib.ExitStack) -> None:
+    import torch
+    from torch.backends import cuda
+
+    undo.callback(cuda.enable_flash_sdp, cuda.flash_sdp_enabled())
+    undo.callback(cuda.enable_math_sdp, cuda.math_sdp_enabled())
+    undo.callback(cuda.enable_mem_efficient_sdp, cuda.mem_efficient_sdp_enabled())
+    if torch.get_default_dtype() != torch.float32:
+        undo.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
+
+
+_TORCH_SWITCHES = SharedContext(_preserve_torch_switches)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import ImageError
-from .images import as_rgb8, has_reduced_depth, pixels_of
+from .images import as_rgb8, has_reduced_depth, jpeg2000_depth, pixels_of
 
 if TYPE_CHECKING:
     import tifffile
@@ -20,6 +20,7 @@ _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _SEPARATED = 0, 1, 2, 3, 5  # photometric interpretations of TIFF
 _UNSIGNED = 1  # sample format of TIFF
 _CMYK = 1  # ink set of TIFF
+_ASSOCIATED_ALPHA = 1  # extra sample of TIFF
 _ORIENTATION_TAG = 274
 
 
@@ -28,8 +29,9 @@ def read_image(file: str | os.PathLike[str] | bytes) -> np.ndarray:
 
     The image is turned as its orientation tag says. Deep TIFF files are read with tifffile, because Pillow cuts or
     inverts some of them; some compressions need the package imagecodecs as well. All other files are read with Pillow.
-    Of PNG files with 16 bits per color channel it keeps the 8 upper ones, so these are read with imagecodecs if it is
-    installed, and refused if it is not and the upper bits hold next to nothing.
+    Of PNG files with 16 bits per color channel it keeps the 8 upper ones, and it misreads deep JPEG 2000 files with
+    color, so these are read with imagecodecs if it is installed. If it is not, such JPEG 2000 files are refused, and
+    such PNG files if their upper bits hold next to nothing.
 
     Args:
         file: its path, or its content.
@@ -61,23 +63,32 @@ def _read_with_pillow(content: bytes) -> np.ndarray:
 
     with PIL.Image.open(io.BytesIO(content)) as image:
         if has_reduced_depth(image):
-            deep = _decode_png(content) if image.format == "PNG" else None
+            deep = _decode_deep(content, image.format)
             if deep is not None:
                 return as_rgb8(_oriented(deep, image.getexif().get(_ORIENTATION_TAG, 1)))
             pixels_of(image)  # refuses it if too little is left
         return as_rgb8(pixels_of(PIL.ImageOps.exif_transpose(image)))
 
 
-def _decode_png(content: bytes) -> np.ndarray | None:
-    """Return the pixels of a PNG file with 16 bits per channel; None without the package that keeps them."""
+def _decode_deep(content: bytes, kind: str | None) -> np.ndarray | None:
+    """Return the pixels of a deep PNG or JPEG 2000 file; None for others, and without the package that decodes them."""
+    if kind not in ("PNG", "JPEG2000"):
+        return None
     try:
         import imagecodecs
     except ImportError:
         return None
     try:
-        return imagecodecs.png_decode(content)
+        values = imagecodecs.png_decode(content) if kind == "PNG" else imagecodecs.jpeg2k_decode(content)
     except Exception as error:
-        raise OSError(f"The PNG file is damaged ({error}).") from error
+        raise OSError(f"The {kind} file is damaged ({error}).") from error
+    depth = jpeg2000_depth(content) if kind == "JPEG2000" else 16
+    return values if depth >= 16 else _from_depth(values, depth)
+
+
+def _from_depth(values: np.ndarray, bits: int) -> np.ndarray:
+    """Scale unsigned integers whose bit depth the file states to uint8."""
+    return np.rint(values * (255 / (2**bits - 1))).astype(np.uint8)
 
 
 def _read_deep_tiff(content: bytes) -> np.ndarray | None:
@@ -112,13 +123,15 @@ def _read_page(page: tifffile.TiffPage, content: bytes) -> np.ndarray:
 def _colors(page: tifffile.TiffPage, values: np.ndarray) -> np.ndarray:
     """Return the (H, W, 3) uint8 RGB that the values of a page (H, W) or (H, W, channels) stand for."""
     is_unsigned = page.sampleformat == _UNSIGNED
+    if page.photometric in (_MIN_IS_BLACK, _RGB) and _ASSOCIATED_ALPHA in page.extrasamples and values.ndim == 3:
+        values = _divided_by_alpha(values, page)
     has_inks = page.photometric == _SEPARATED and page.tags.valueof("InkSet", _CMYK) == _CMYK
     is_cmyk = has_inks and is_unsigned and values.shape[2:] >= (4,)
     colors = page.colormap if page.photometric == _PALETTE and is_unsigned and values.ndim == 2 else None
     if colors is not None and colors.shape == (3, 2**page.bitspersample):
         return np.rint(np.moveaxis(colors[:, values], 0, -1) / 257).astype(np.uint8)
     if is_cmyk or (is_unsigned and page.bitspersample < 16):  # the file states the scale
-        values = np.rint(values * (255 / (2**page.bitspersample - 1))).astype(np.uint8)
+        values = _from_depth(values, page.bitspersample)
     if page.photometric == _MIN_IS_BLACK or values.ndim > 3:  # as_rgb8 refuses volumes
         return as_rgb8(values)
     if page.photometric == _MIN_IS_WHITE:
@@ -133,6 +146,20 @@ def _colors(page: tifffile.TiffPage, values: np.ndarray) -> np.ndarray:
     raise ImageError(
         f"The TIFF file has {page.bitspersample} bits per channel and the color space "
         f"{getattr(page.photometric, 'name', page.photometric)}: convert it to RGB."
+    )
+
+
+def _divided_by_alpha(values: np.ndarray, page: tifffile.TiffPage) -> np.ndarray:
+    """Return the colors of an image (H, W, channels) that were multiplied by its alpha, as Pillow does for 8 bits."""
+    channel = values.shape[2] - len(page.extrasamples) + page.extrasamples.index(_ASSOCIATED_ALPHA)
+    opaque = 1.0 if values.dtype.kind == "f" else float(2**page.bitspersample - 1)
+    alpha = values[:, :, channel : channel + 1].astype(np.float64)
+    alpha[alpha <= 0] = opaque  # no color is left to restore
+    colors = values[:, :, : values.shape[2] - len(page.extrasamples)] * (opaque / alpha)
+    return (
+        colors.astype(values.dtype)
+        if values.dtype.kind == "f"
+        else np.rint(colors.clip(0, opaque)).astype(values.dtype)
     )
 
 

@@ -18,10 +18,14 @@ _DARK = 0.1  # values below this share of a scale show nothing
 _OVERSHOOT = 0.1  # how far resizing and highlights may exceed a scale, as a share of it
 _INVISIBLE = 0.02  # an image whose values are below this share of a scale is black on it
 _OVERSHOT = 0.05  # share of integers that may overshoot a bit depth
+_CONTENT = 0.01  # share of values that are part of the picture, more than lamps
+_HIGHLIGHTS = 0.1  # share of values from 0 to 1 that may be highlights above 255
 _OUTLIERS = 0.001  # share of values, at each end, that may be defects
 _SAMPLED_PIXELS = 2**20  # enough to decide on a scale
 
 _MODES_WITH_PLAIN_VALUES = ("L", "RGB", "I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+_JPEG2000_CODESTREAM = b"\xff\x4f\xff\x51"
+_HEADER_BYTES = 2**20  # more than any JPEG 2000 header
 _PHOTOMETRIC_TAG, _SAMPLE_FORMAT_TAG = 262, 339  # of TIFF files
 
 
@@ -32,6 +36,11 @@ def pixels_of(image: PIL.Image.Image) -> np.ndarray:
         ImageError: Pillow does not keep the values of the file that the image was opened from.
     """
     is_reduced = has_reduced_depth(image)  # Pillow forgets it when it loads the pixels
+    if is_reduced and image.format == "JPEG2000":
+        raise ImageError(
+            "Pillow misreads JPEG 2000 files with more than 8 bits per color channel: white becomes black. Read the "
+            "file with read_image, with the package imagecodecs installed."
+        )
     tags = getattr(image, "tag_v2", None)  # of a TIFF file
     if image.mode == "La":
         image = image.convert("LA")  # Pillow cannot convert it to RGB in one step
@@ -54,9 +63,31 @@ def has_reduced_depth(image: PIL.Image.Image) -> bool:
     if image.mode in _MODES_WITH_PLAIN_VALUES and image.mode not in ("L", "RGB"):
         return False
     return any(
-        ";16" in str(arguments) or codec == "SGI16" or (codec in ("ppm", "ppm_plain") and arguments[-1] > 255)
+        ";16" in str(arguments)
+        or codec == "SGI16"
+        or (codec in ("ppm", "ppm_plain") and arguments[-1] > 255)
+        or (codec == "jpeg2k" and jpeg2000_depth(_start_of(image)) > 8)
         for codec, _, _, arguments in getattr(image, "tile", ())
     )
+
+
+def jpeg2000_depth(content: bytes) -> int:
+    """Return the bits per channel of a JPEG 2000 file, of the deepest channel; 0 if it has no header."""
+    start = content.find(_JPEG2000_CODESTREAM) + 40  # where the header gives the number of channels
+    if start < 40 or len(content) < start + 2:
+        return 0
+    channels = int.from_bytes(content[start : start + 2], "big")
+    return max(((depth & 127) + 1 for depth in content[start + 2 : start + 2 + 3 * channels : 3]), default=0)
+
+
+def _start_of(image: Any) -> bytes:
+    """Return the first bytes of the file of a PIL image whose pixels are not loaded yet."""
+    file = image.fp
+    position = file.tell()
+    file.seek(0)
+    start = file.read(_HEADER_BYTES)
+    file.seek(position)
+    return bytes(start)
 
 
 def _is_misread(pixels: np.ndarray, tags: Mapping[int, Any]) -> bool:
@@ -75,11 +106,10 @@ def as_rgb8(image: np.ndarray) -> np.ndarray:
     - ``uint8`` and ``bool`` go from black to white;
     - other integers have the smallest even bit depth (8, 10, 12, 14, 16, ...) that holds the brightest value, because
       cameras and scanners store 10 to 14 bits in 16-bit files; a few isolated values far above it are clipped;
-    - floats are on the scale 0 to 1 or 0 to 255, whichever shows more values between a tenth of the scale and its end;
-      whole numbers that exceed 1 are on the scale 0 to 255. A few brighter or darker values are clipped;
-    - anything else (many negative values, many floats far above 255, floats that exceed 1 but would be black on the
-      scale 0 to 255) is stretched from its minimum to its maximum, where the 0.1 % lowest and the 0.1 % highest values
-      are clipped.
+    - floats of which 1 % or more are from 25 to 255, and whole numbers that exceed 1, are on the scale 0 to 255; other
+      floats are on the scale 0 to 1 if at least half of them fit it. A few brighter or darker values are clipped;
+    - anything else (many negative values, many floats far above 255, floats that would be black on either scale) is
+      stretched from its minimum to its maximum, where the 0.1 % lowest and the 0.1 % highest values are clipped.
 
     Args:
         image: (H, W) or (H, W, 1) grayscale, (H, W, 2) grayscale and alpha, (H, W, 3) RGB or (H, W, 4) RGBA; any real
@@ -172,19 +202,19 @@ def _float_scale(image: np.ndarray, darkest: Any, brightest: Any) -> tuple[Any, 
             if _are_outside(values, 255).mean() <= _OUTLIERS:
                 return 0, 255
             return _stretched_scale(values, darkest, brightest)
-        fit = {scale: _fit(values, scale) for scale in (1, 255)}
-        if fit[1] > max(0, fit[255]):
+        too_far = _are_outside(values, 255).mean()
+        if too_far <= _OUTLIERS and _share_shown(values, 255) >= _CONTENT:
+            return 0, 255
+        if too_far <= _HIGHLIGHTS and _are_outside(values, 1).mean() <= 0.5 and _share_shown(values, 1) > _OUTLIERS:
             return 0, 1
-        if fit[255] >= -_OUTLIERS and _usual_range(values)[1] >= _INVISIBLE * 255:
+        if too_far <= _OUTLIERS and _usual_range(values)[1] >= _INVISIBLE * 255:
             return 0, 255
     return _stretched_scale(values, darkest, brightest)
 
 
-def _fit(values: np.ndarray, scale: float) -> float:
-    """Return how well values fit a scale from 0: the share of bright ones less the share of those far outside."""
-    outside = _are_outside(values, scale)
-    bright = (values >= _DARK * scale) & ~outside
-    return float(bright.mean() - outside.mean())
+def _share_shown(values: np.ndarray, scale: float) -> float:
+    """Return the share of values that are bright on a scale from 0, and not far outside it."""
+    return float(((values >= _DARK * scale) & ~_are_outside(values, scale)).mean())
 
 
 def _are_outside(values: np.ndarray, scale: float) -> np.ndarray:

@@ -9,7 +9,7 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-# otherwise, sam3 imports this and skimage's label during a prediction, with side effects on logging and warnings
+# otherwise, a prediction imports this and skimage's label (see regions.py), with side effects on logging and warnings
 import sam3.perflib.connected_components  # noqa: F401
 import torch
 from sam3.model.decoder import (
@@ -300,7 +300,7 @@ def _segmentation_head(architecture: Architecture) -> UniversalSegmentationHead:
         aux_masks=False,
         presence_head=False,
         dot_product_scorer=None,
-        act_ckpt=True,
+        act_ckpt=False,  # it only helps training, and PyTorch would look for a GPU, and remember for the whole process
         cross_attend_prompt=_attention(architecture, batch_first=False, dropout=0),
         pixel_decoder=pixel_decoder,
     )
@@ -367,7 +367,7 @@ def _interactive_predictor(architecture: Architecture) -> SAM3InteractiveImagePr
         use_memory_selection=False,
     )
     leave_autocast(tracker)
-    predictor = SAM3InteractiveImagePredictor(tracker, max_hole_area=architecture.fill_hole_area)
+    predictor = SAM3InteractiveImagePredictor(tracker, max_hole_area=0)  # click_head.py fills them, see there
     set_feature_sizes(predictor, [(scale * architecture.grid,) * 2 for scale in (4, 2, 1)])
     return predictor
 

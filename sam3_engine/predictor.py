@@ -20,11 +20,12 @@ from .click_head import ClickHead
 from .contexts import importing_sam3
 from .detector import Detector
 from .devices import choose_device, cuda_present
-from .embedding import ImageEmbedding
+from .embedding import CACHED_DETECTIONS, Detections, ImageEmbedding
 from .errors import PromptError
 from .fitting import FittedPrompt, fit_prompt, warn_of_fractions
 from .images import as_rgb8, content_digest, pixels_of
-from .model import Model
+from .lru_cache import LRUCache
+from .model import Model, NotFiniteError
 from .options import DEFAULTS, Options, check_size_percent
 from .prompts import ConceptPrompt, Prompt, in_brackets
 from .segments import Segment
@@ -38,6 +39,10 @@ with importing_sam3():
 logger = logging.getLogger(__name__)
 
 _MAX_INPUT_SIZE = 4096
+# PyTorch's antialiased resize on CUDA (UpSampleBilinear2d.cu) holds its weights for a block of pixels in shared memory:
+# 4 * (32 * (2 * ceil(width / size) + 1) + 33 * (2 * ceil(height / size) + 1)) bytes. It refuses to use more than the
+# 48 KB that every GPU has, from a sum of both ratios of 184 on. At 128 it takes at most 34,308 bytes.
+_MAX_SHRINKING_ON_CUDA = 128
 # what makes a prompt: of points and boxes, of concepts
 _GIVING = {False: ("boxes", "points"), True: ("phrases", "boxes")}
 
@@ -100,23 +105,32 @@ class Predictor:
         closed: whether :meth:`close` was called.
     """
 
+    closed = True  # until the constructor has succeeded
+
     def __init__(self, model: Model, input_size: int = 0) -> None:
         self.model = model
         self.input_size = input_size
         self.resolution = _round_to_patches(model.architecture, input_size)
         network = model.network_at(self.resolution)
-        with model.exclusive_inference():
-            self._processor = Sam3Processor(network, resolution=self.resolution, device=model.device)
+        self._processor = model.infer(lambda: Sam3Processor(network, resolution=self.resolution, device=model.device))
         parts = model.architecture
         self._detector = Detector(model, network, self._processor) if parts.detector else None
-        self._click_head = ClickHead(model, network) if parts.click_head else None
+        self._click_head = ClickHead(model, network, self.resolution) if parts.click_head else None
         self.closed = False
 
     def close(self) -> None:
-        """Release the model. The predictor cannot be used afterwards; do not close it while a thread uses it."""
+        """Release the model. The predictor cannot be used afterwards; do not close it while a thread uses it.
+
+        If nobody else uses the model, its memory is free afterwards, on a GPU for other programs too.
+        """
         if not self.closed:
             self.closed = True
-            del self.model, self._processor, self._detector, self._click_head
+            # the model last: when it goes, it gives back the GPU memory of its networks, which the others hold as well
+            del self._processor, self._detector, self._click_head
+            del self.model
+
+    def __del__(self) -> None:
+        self.close()
 
     def _refuse_if_closed(self) -> None:
         if self.closed:
@@ -222,7 +236,7 @@ class Predictor:
         fitted = self._fit(prompt, embedding.width, embedding.height)
         head = self._detector if isinstance(fitted.prompt, ConceptPrompt) else self._click_head
         assert head is not None
-        return self.model.infer(lambda: head.segment(embedding, fitted, options, on_step), embedding.detections)
+        return self.model.infer(lambda: head.segment(embedding, fitted, options, on_step))
 
     def check_answers(self, prompt: Prompt) -> None:
         """Check that the model has the head that answers a prompt.
@@ -262,6 +276,8 @@ class Predictor:
         if size_percent < 100:
             shrunk = [max(1, round(side * size_percent / 100)) for side in (height, width)]
             pixels = functional.resize(pixels, shrunk, antialias=True)
+        if self.model.device.type == "cuda" and not _can_shrink_on_cuda(pixels, self.resolution):
+            pixels = functional.resize(pixels, [self.resolution] * 2, antialias=True)  # on the CPU
         features = self._processor.set_image(pixels)["backbone_out"]
         pyramids = [features] if self.model.architecture.detector else []
         if self.model.architecture.click_head:
@@ -270,11 +286,21 @@ class Predictor:
         tables = self.model.position_tables.get(self.resolution, lambda: pyramids[0]["vision_pos_enc"])
         for pyramid in pyramids:
             pyramid["vision_pos_enc"] = tables
-        return ImageEmbedding(features, width, height, self.resolution, weakref.ref(self.model))
+        if self.model.precision == torch.float16:  # bfloat16 has the range of float32, and to check waits for the GPU
+            maps = [feature_map for pyramid in pyramids for feature_map in pyramid["backbone_fpn"]]
+            if not torch.stack([feature_map.isfinite().all() for feature_map in maps]).all():
+                raise NotFiniteError
+        detections: LRUCache[Detections] = LRUCache(CACHED_DETECTIONS, self.model.budget)
+        return ImageEmbedding(features, width, height, self.resolution, weakref.ref(self.model), detections)
 
 
 def _as_rgb8(image: np.ndarray | PIL.Image.Image) -> np.ndarray:
     return as_rgb8(pixels_of(image) if isinstance(image, PIL.Image.Image) else image)
+
+
+def _can_shrink_on_cuda(pixels: torch.Tensor, resolution: int) -> bool:
+    """Return whether CUDA can shrink an image (channels, h, w) to a square of ``resolution`` pixels."""
+    return sum(pixels.shape[1:]) <= _MAX_SHRINKING_ON_CUDA * resolution
 
 
 def _round_to_patches(architecture: Architecture, input_size: int) -> int:

@@ -17,6 +17,7 @@ _BLOCK_SIZE = 256  # bounds the memory of stacked masks
 # Two parts that touch at a corner are one, so a diagonal line stays whole. The background between them is then two
 # regions: in a grid, only one of mask and background can pass through a corner.
 _PART_CONNECTIVITY, _HOLE_CONNECTIVITY = 2, 1  # 8 and 4 neighbors
+_FILLED_CONNECTIVITY, _FILLED_LOGIT = 2, 10.0  # of the sam3 package, which fills holes that touch at a corner as one
 _LEAST_LOGIT = 0.1  # next to 0, bfloat16 rounds the sigmoid to 0.5
 
 
@@ -50,6 +51,30 @@ def remove_small_regions(segments: Sequence[Segment], min_percent: float) -> lis
     return cleaned
 
 
+def fill_small_holes(mask_logits: np.ndarray, max_area: int) -> np.ndarray:
+    """Fill the holes of masks by the rule of the sam3 package, which applies it to points and boxes.
+
+    A hole is a connected region, with 8 neighbors, of logits that are not positive. Unlike in
+    :func:`remove_small_regions`, a region at the border of the image is a hole too.
+
+    Args:
+        mask_logits: (..., h, w).
+        max_area: of the largest hole to fill, in logits. 0 fills nothing.
+
+    Returns:
+        The logits, in a new array unless ``max_area`` is 0. Those of a hole are 10.
+    """
+    if max_area <= 0:
+        return mask_logits
+    filled = mask_logits.copy()
+    for logits in filled.reshape(-1, *filled.shape[-2:]):
+        regions, areas = _label_regions(logits <= 0, _FILLED_CONNECTIVITY)
+        is_hole = (areas > 0) & (areas <= max_area)
+        if is_hole.any():
+            logits[is_hole[regions]] = _FILLED_LOGIT
+    return filled
+
+
 def _flip_sign(logits: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
     # the magnitudes stay, so that interpolation is as steep as the network drew it
     magnitude = logits.abs().clamp(min=_LEAST_LOGIT)
@@ -74,9 +99,9 @@ def _without_small_regions(mask: np.ndarray, min_percent: float) -> np.ndarray:
 
 def _label_regions(mask: np.ndarray, connectivity: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the number of each pixel's region, 0 outside the mask, and the sizes of all regions, 0 for number 0."""
-    from skimage.measure import label  # sam3 imports it too, see network.py
+    from skimage.measure import label  # imported before, see network.py
 
-    regions = label(mask, connectivity=connectivity)
+    regions = label(mask.view(np.uint8), connectivity=connectivity)  # for booleans, it would import more
     sizes = np.bincount(regions.ravel())
     sizes[0] = 0
     return regions, sizes

@@ -5,6 +5,7 @@ Importing this module imports torch.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 from .interpolation import masks_at_source_size
+from .memory import retry_without_caches
 from .prompts import Box
 
 MAX_LABELS = 255  # a label map has 8 bits
@@ -66,11 +68,16 @@ def label_map(segments: Sequence[Segment], width: int, height: int) -> np.ndarra
 
     Raises:
         ValueError: there are more segments than 8 bits can number.
+        DeviceMemoryError: the device ran out of memory, also after clearing the caches on it.
     """
     if len(segments) > MAX_LABELS:
         raise ValueError(f"{len(segments)} segments: a label map can number at most {MAX_LABELS}.")
     if not segments:
         return np.zeros((height, width), np.uint8)
+    return retry_without_caches(segments[0].mask_logits.device, lambda: _paint_label_map(segments, width, height))
+
+
+def _paint_label_map(segments: Sequence[Segment], width: int, height: int) -> np.ndarray:
     painted = torch.zeros((height, width), dtype=torch.uint8, device=segments[0].mask_logits.device)
     order = by_descending_score(segments)[::-1]
     masks = masks_at_source_size([segments[index].mask_logits for index in order], width, height)
@@ -83,18 +90,27 @@ def masks_of(segments: Sequence[Segment]) -> Iterator[np.ndarray]:
     """Yield the mask of each segment of an image, (height, width) uint8 with values 0 and 1.
 
     As in :func:`label_map`, painting happens on the device of the mask logits; masks are copied several at a time.
+
+    Raises:
+        DeviceMemoryError: the device ran out of memory, also after clearing the caches on it.
     """
     if not segments:
         return
-    width, height = segments[0].width, segments[0].height
+    device, width, height = segments[0].mask_logits.device, segments[0].width, segments[0].height
     block_size = max(1, _MAX_MASK_PIXELS // (width * height))
     for start in range(0, len(segments), block_size):
         block = segments[start : start + block_size]
-        painted = torch.zeros((len(block), height, width), dtype=torch.uint8, device=block[0].mask_logits.device)
-        masks = masks_at_source_size([segment.mask_logits for segment in block], width, height)
-        for whole, (rows, columns, mask) in zip(painted, masks, strict=True):
-            whole[rows, columns] = mask
-        yield from painted.cpu().numpy()
+        yield from retry_without_caches(device, functools.partial(_paint_masks, block, width, height))
+
+
+def _paint_masks(segments: Sequence[Segment], width: int, height: int) -> np.ndarray:
+    """Return (segments, height, width) uint8."""
+    device = segments[0].mask_logits.device
+    painted = torch.zeros((len(segments), height, width), dtype=torch.uint8, device=device)
+    masks = masks_at_source_size([segment.mask_logits for segment in segments], width, height)
+    for whole, (rows, columns, mask) in zip(painted, masks, strict=True):
+        whole[rows, columns] = mask
+    return painted.cpu().numpy()
 
 
 def bounding_box(mask: np.ndarray) -> Box:

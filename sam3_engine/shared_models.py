@@ -30,7 +30,7 @@ def shared_model(checkpoint: Path, device: torch.device) -> Model:
         device: where to run, see :func:`~.devices.choose_device`.
 
     Raises:
-        CheckpointError: see :func:`~.model.load_model`.
+        CheckpointError, DeviceMemoryError: see :func:`~.model.load_model`.
     """
     refuse_forked_process()
     key = _model_key(checkpoint, device)

@@ -9,7 +9,7 @@ Importing this module imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,16 +42,42 @@ def set_weight_precision(network: Sam3Image, device: torch.device, precision: to
     if device.type == "cuda":
         cast_encoder_weights(network, device, precision)
     elif precision == torch.float32:
-        for layer in encoders:
-            if any(parameter.dtype in _HALF for parameter in layer.parameters()):
-                _widen_while_running(layer)
+        widen_while_running(network)
 
 
 def cast_encoder_weights(network: Sam3Image, device: torch.device, precision: torch.dtype) -> None:
-    """Move the weights of the image and text encoders to ``device`` in ``precision``."""
+    """Move the weights of the image and text encoders to ``device`` in ``precision``.
+
+    In float16, weights that are beyond its range stay as they are, see :meth:`~.model.Model.infer`.
+    """
     for layer in _autocast_layers(network):
         for parameter in layer.parameters():
-            parameter.data = parameter.data.to(device).to(precision)
+            moved = parameter.data.to(device)
+            cast = moved.to(precision)
+            fits = precision != torch.float16 or bool(cast.isfinite().all())
+            parameter.data = cast if fits else moved
+
+
+def widen_while_running(network: Sam3Image) -> None:
+    """Have each encoder layer hold float16 or bfloat16 weights in float32 while it runs, and only then."""
+    for layer in _autocast_layers(network):
+        if any(weight.dtype in _HALF for weight in layer.parameters()):
+            _widen_while_running(layer)
+
+
+def to_precision(tensors: Any, precision: torch.dtype) -> Any:
+    """Return tensors (or None), in any nesting of dicts and lists, as a network of ``precision`` reads them.
+
+    That changes only half-precision tensors for a network in float32: a network that left half precision has made them
+    before, and without autocast, dtypes must match.
+    """
+    if precision != torch.float32:
+        return tensors
+    if isinstance(tensors, Mapping):
+        return {name: to_precision(tensor, precision) for name, tensor in tensors.items()}
+    if isinstance(tensors, list):
+        return [to_precision(tensor, precision) for tensor in tensors]
+    return tensors.float() if tensors is not None and tensors.dtype in _HALF else tensors
 
 
 def narrow_weights(network: Sam3Image) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote
 
 from .checkpoints.safetensors_headers import INDEX_SUFFIX, read_index
-from .errors import WeightFileError, WeightsError, quote
+from .errors import WeightFileError, WeightsError, message_of, quote
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -42,6 +42,8 @@ _PUBLISHED = {
 OFFICIAL_NAMES = tuple(_PUBLISHED)
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", INDEX_SUFFIX)
 
+_MARKS = "\u200e\u202a\u202c\ufeff"  # invisible: the direction of the text, or the byte order
+_ESCAPED = "\a\b\f\n\r\t\v\0\1\2\3\4\5\6\7"  # what a single backslash and the next character mean in Python
 _LOG_IN = "run `hf auth login` and paste the token, or set the environment variable HF_TOKEN"
 
 
@@ -54,8 +56,8 @@ def find_checkpoint(weights: str = "", weights_folder: Path | None = None) -> Pa
     Args:
         weights: path of a local checkpoint, or a name on Hugging Face: ``facebook/sam3``, ``facebook/sam3.1`` or
             ``owner/repository/path/in/it.safetensors``, or the address of such a file. A file that exists takes
-            precedence. Quotation marks around the value are removed. Blank: ``sam3.pt`` in ``weights_folder``, or else
-            ``facebook/sam3``.
+            precedence. :func:`without_quotes` says what is removed around the value. Blank: ``sam3.pt`` in
+            ``weights_folder``, or else ``facebook/sam3``.
         weights_folder: a folder that may contain ``sam3.pt``; searched only if ``weights`` is blank.
 
     Returns:
@@ -66,9 +68,7 @@ def find_checkpoint(weights: str = "", weights_folder: Path | None = None) -> Pa
         WeightsError: the weights are not on this machine and cannot be downloaded.
         CheckpointError: the index of a sharded checkpoint is invalid.
     """
-    typed = weights.strip()
-    if len(typed) > 1 and typed[0] == typed[-1] and typed[0] in "\"'":  # Windows' "Copy as path" adds them
-        typed = typed[1:-1].strip()
+    typed = without_quotes(weights)
     if typed:
         return _find_named(_name_in_address(typed))
     file_name = _PUBLISHED[_DEFAULT].file_name
@@ -78,10 +78,26 @@ def find_checkpoint(weights: str = "", weights_folder: Path | None = None) -> Pa
     return _HubFile(_DEFAULT, file_name, place=place).find()
 
 
+def without_quotes(weights: str) -> str:
+    """Return a path or a name without the spaces, quotation marks and invisible characters around it.
+
+    Windows' "Copy as path" adds quotation marks, and its Properties dialog the mark that text runs from left to right.
+    """
+    typed = weights.strip().strip(_MARKS).strip()
+    if len(typed) > 1 and typed[0] == typed[-1] and typed[0] in "\"'":
+        typed = typed[1:-1].strip()
+    return typed
+
+
 def _find_named(typed: str) -> Path:
     path = Path(os.path.expanduser(typed))
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            return path
+    except OSError as error:  # for example a folder that this user cannot read, or a network drive that is gone
+        raise WeightFileError(
+            "weights", typed, f"this file cannot be opened ({error.strerror}); expected a SAM 3 checkpoint"
+        ) from error
     named = _parse_name(typed)
     official = named is not None and named.official
     if path.is_dir():
@@ -122,6 +138,8 @@ def _no_such_file(typed: str) -> WeightFileError:
         problem = "this is not the address of a file in a repository on Hugging Face"
     else:
         problem = f"there is no such file{_looked_for(typed)}"
+    if any(character in typed for character in _ESCAPED):  # as in "C:\temp", where \t is a tab
+        problem += r". It has a control character: in Python code, write r'C:\temp\sam3.pt' or 'C:/temp/sam3.pt'"
     hint = "" if Path(os.path.expanduser(typed)).is_absolute() else f", or {_expected_name(typed)}"
     return WeightFileError("weights", typed, f"{problem}; expected a SAM 3 checkpoint{hint}")
 
@@ -139,8 +157,8 @@ def _expected_name(typed: str) -> str:
 
 def _looked_for(typed: str) -> str:
     """Return the absolute path of a relative one, for messages."""
-    path = Path(os.path.expanduser(typed))
-    return "" if str(path.absolute()) == typed else f" (looked for {_quote_path(path)})"
+    path = Path(os.path.expanduser(typed)).absolute()
+    return "" if path == Path(typed) else f" (looked for {_quote_path(path)})"  # on Windows, C:/a equals C:\a
 
 
 def _quote_path(path: Path) -> str:
@@ -234,7 +252,7 @@ class _HubFile:
         except (WeightFileError, WeightsError):
             raise
         except Exception as error:  # the network, proxies, the environment or a damaged cache can raise nearly anything
-            reason = str(error).rstrip(".")
+            reason = message_of(error).rstrip(".")
             raise self._unavailable(f"The download of {name} failed: {reason}.") from error
 
     def _check_repository(self) -> None:

@@ -1,6 +1,7 @@
 """SAM 3 used as the sam3 package documents it: the reference that the plugin must agree with."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +20,29 @@ CPU = torch.device("cpu")
 
 
 class DirectUse:
-    """The package on one image: ``set_image``, then the calls of its processor or ``predict_inst``."""
+    """The package on one image: ``set_image``, then the calls of its processor or ``predict_inst``.
+
+    Args:
+        network: of the package, or of the engine.
+        precision: dtype to run in.
+        image: (H, W, 3) uint8.
+        device: where to run.
+        max_hole_area: of the holes that the package fills, in mask logits. The engine's networks fill none by
+            themselves.
+    """
 
     def __init__(
-        self, network: Sam3Image, precision: torch.dtype, image: np.ndarray, device: torch.device = CPU
+        self,
+        network: Sam3Image,
+        precision: torch.dtype,
+        image: np.ndarray,
+        device: torch.device = CPU,
+        max_hole_area: int = 256,
     ) -> None:
         self._network = network
         self._precision = precision
         self._device = device
+        self._max_hole_area = max_hole_area
         self._resolution = network.inst_interactive_predictor.model.image_size
         with inference(device, precision):
             self._state = Sam3Processor(network, self._resolution, device).set_image(PIL.Image.fromarray(image))
@@ -68,12 +84,22 @@ class DirectUse:
         Returns:
             Masks (objects, candidates, H, W) bool and scores (objects, candidates), best candidate first.
         """
-        with inference(self._device, self._precision):
+        with inference(self._device, self._precision), self._filling_holes():
             masks, scores, _ = self._network.predict_inst(self._state, multimask_output=multimask, **prompt)
         scores = np.atleast_2d(scores)  # for one object the package omits the first axis
         masks = masks.reshape(*scores.shape, *masks.shape[-2:]).astype(bool)
         order = np.argsort(-scores, axis=1, kind="stable")
         return np.take_along_axis(masks, order[:, :, None, None], axis=1), np.take_along_axis(scores, order, axis=1)
+
+    @contextlib.contextmanager
+    def _filling_holes(self) -> Iterator[None]:
+        transforms = self._network.inst_interactive_predictor._transforms
+        own = transforms.max_hole_area
+        transforms.max_hole_area = self._max_hole_area
+        try:
+            yield
+        finally:
+            transforms.max_hole_area = own
 
 
 def package_network(checkpoint: Path | None, device: torch.device = CPU) -> Sam3Image:

@@ -15,6 +15,7 @@ from sklearn.datasets import load_sample_image
 from sam3_engine.random_weights import SMALL, write_random_checkpoint
 from testbed.plugin import PLUGIN, REPOSITORY, register_checkout
 from testbed.random_weights import full_size_checkpoint
+from tests.support import emulated_cuda as emulation
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +30,15 @@ def small_checkpoint(tmp_path_factory) -> Path:
 def full_checkpoint() -> Path:
     """Write a network of SAM 3's own sizes."""
     return full_size_checkpoint()
+
+
+@pytest.fixture
+def emulated_cuda():
+    """Emulate two CUDA devices during a test."""
+    if reason := emulation.unavailable():
+        pytest.skip(f"CUDA cannot be emulated: {reason}")
+    with emulation.EmulatedCuda() as cuda:
+        yield cuda
 
 
 @pytest.fixture(scope="session")

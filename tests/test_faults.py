@@ -1,5 +1,6 @@
 """Faults around the network end in a clear error, and the plugin still works afterwards."""
 
+import dataclasses
 import multiprocessing
 import os
 import sys
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from sam3_engine import interpolation
 from sam3_engine.errors import CheckpointError, DeviceMemoryError
 from sam3_engine.model import load_model
 from sam3_engine.options import Options
 from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import ConceptPrompt, GeometricPrompt
+from sam3_engine.segments import label_map, masks_of
 from sam3_engine.shared_models import shared_model
 from testbed.plugin import Plugin
 
@@ -106,6 +109,141 @@ def test_if_memory_runs_out_again_the_error_says_how_to_use_less(
             answer(predictor, PROMPTS[prompt], photograph)
     assert len(call.calls) == 2
     assert answer(predictor, PROMPTS[prompt], photograph) == wanted
+
+
+PAINTINGS = {
+    "mask": lambda segments: segments[0].mask.tobytes(),
+    "box": lambda segments: dataclasses.replace(segments[0], detected_box=None).box,
+    "masks_of": lambda segments: [mask.tobytes() for mask in masks_of(segments)],
+    "label_map": lambda segments: label_map(segments, segments[0].width, segments[0].height).tobytes(),
+}
+
+
+def paint_everything(segments):
+    return [paint(segments) for paint in PAINTINGS.values()]
+
+
+@pytest.mark.parametrize("device", OUT_OF_MEMORY)
+@pytest.mark.parametrize("painting", PAINTINGS)
+def test_if_memory_runs_out_while_painting_cached_images_are_dropped(
+    predictor, photograph, monkeypatch, painting, device
+):
+    segments = predictor.predict(photograph, PROMPTS["phrase"], Options(confidence_threshold=0))
+    budget, paint = predictor.model.budget, PAINTINGS[painting]
+    wanted = paint(segments)
+    for times in (1, 2):
+        assert predictor.encode_image(photograph)
+        assert budget.used > 0
+        call = failing(times, OUT_OF_MEMORY[device], interpolation._interpolate)
+        with monkeypatch.context() as patched:
+            patched.setattr(interpolation, "_interpolate", call)
+            if times == 1:
+                assert paint(segments) == wanted
+            else:
+                with pytest.raises(DeviceMemoryError, match="Not enough memory on cpu"):
+                    paint(segments)
+        assert budget.used == 0
+    assert paint(segments) == wanted
+
+
+EVERYTHING = (
+    PROMPTS["examples"],
+    Options(confidence_threshold=0, iou_threshold=0.9, min_region_percent=5),
+)  # the image encoder, the text encoder, the detector, small regions, duplicates
+
+
+def run_everything(predictor, image):
+    """Return the answers of both heads and all that is painted from them, with nothing cached before."""
+    predictor.model.budget.clear()
+    found = predictor.predict(image, *EVERYTHING)
+    objects = predictor.predict(image, PROMPTS["box"], Options(multimask=True, min_region_percent=5))
+    return [[segment.score for segment in segments] + paint_everything(segments) for segments in (found, objects)]
+
+
+@pytest.fixture
+def small_image(photograph):
+    """Return a part of the photograph whose masks are smaller than what is cached of it."""
+    return photograph[100:200, 200:300]
+
+
+def test_an_operation_that_runs_out_of_gpu_memory_is_retried_wherever_it_is(
+    emulated_cuda, small_checkpoint, small_image
+):
+    predictor = Predictor(load_model(small_checkpoint, torch.device("cuda", 1)))
+    before = emulated_cuda.operations
+    wanted = run_everything(predictor, small_image)
+    operations = emulated_cuda.operations - before
+    for part in range(7):
+        place = operations * part // 7
+        with emulated_cuda.failing(OUT_OF_MEMORY["GPU"], after=place):
+            assert run_everything(predictor, small_image) == wanted
+        with (
+            emulated_cuda.failing(OUT_OF_MEMORY["GPU"], after=place, times=2),  # the second one in the retry
+            pytest.raises(DeviceMemoryError, match="Not enough memory on cuda:1"),
+        ):
+            run_everything(predictor, small_image)
+
+
+def test_a_full_gpu_has_room_for_a_run_when_the_caches_are_cleared(emulated_cuda, small_checkpoint, small_image):
+    gpu, device = emulated_cuda.gpus[0], torch.device("cuda", 0)
+    prompt, options = PROMPTS["phrase"], Options(confidence_threshold=0)
+    predictor = Predictor(load_model(small_checkpoint, device))
+    other = Predictor(load_model(small_checkpoint, device))
+    wanted = paint_everything(predictor.predict(small_image, prompt, options))
+
+    def fill_caches():
+        for image in (small_image[::-1], small_image[:, ::-1]):
+            other.predict(image, prompt, options)
+
+    fill_caches()  # the networks keep tables of their own from their first run on
+    predictor.model.budget.clear()
+    torch.cuda.reset_peak_memory_stats(device)
+    assert paint_everything(predictor.predict(small_image, prompt, options)) == wanted
+    most = torch.cuda.max_memory_allocated(device)  # enough for this run, with nothing of another
+    fill_caches()
+    gpu.memory = most
+    assert paint_everything(predictor.predict(small_image, prompt, options)) == wanted
+
+    gpu.memory = 2**34
+    found = predictor.predict(small_image, prompt, options)
+    fill_caches()
+    gpu.memory = emulated_cuda.allocated(0)  # for one more byte, something must go
+    assert paint_everything(found) == wanted
+
+    del found
+    gpu.memory = emulated_cuda.allocated(0) + 10_000
+    with pytest.raises(DeviceMemoryError, match="Not enough memory on cuda:0"):
+        predictor.predict(small_image, prompt, options)
+    assert emulated_cuda.allocated(0) <= gpu.memory  # nothing is left of the attempts
+    gpu.memory = 2**34
+    assert paint_everything(predictor.predict(small_image, prompt, options)) == wanted
+
+
+def test_the_second_attempt_caches_nothing(predictor, photograph, monkeypatch):
+    """What the first phrases leave in the caches would take the memory of the last again."""
+    prompt, options = ConceptPrompt(("shoe", "hat", "coat")), Options(confidence_threshold=0)
+    wanted = paint_everything(predictor.predict(photograph, prompt, options))
+    budget, network = predictor.model.budget, predictor.model.network
+    kept = budget.used
+    budget.clear()
+    embedding = predictor.encode_image(photograph)
+    call = failing(1, OUT_OF_MEMORY["GPU"], network.forward_grounding)
+    with monkeypatch.context() as patched:
+        patched.setattr(network, "forward_grounding", call)
+        assert paint_everything(predictor.segment(embedding, prompt, options)) == wanted
+    assert len(call.calls) == 4
+    assert budget.used == 0
+    assert paint_everything(predictor.predict(photograph, prompt, options)) == wanted
+    assert budget.used == kept
+
+
+def test_if_a_machine_runs_out_of_memory_the_gpu_is_not_blamed(emulated_cuda, small_checkpoint, small_image):
+    predictor = Predictor(load_model(small_checkpoint, torch.device("cuda", 0)))
+    with (
+        emulated_cuda.failing(OUT_OF_MEMORY["CPU"], times=2),
+        pytest.raises(DeviceMemoryError, match="Not enough memory on cpu"),
+    ):
+        predictor.predict(small_image, PROMPTS["box"])
 
 
 def test_other_errors_are_not_retried(predictor, places, photograph, monkeypatch):

@@ -244,14 +244,72 @@ torch.backends.cuda.matmul.fp32_precision = "tf32"  # with the newer of torch's 
 before = snapshot()
 import sam3_engine.predictor
 """
-ON_AN_AMPERE_GPU = """
+AMPERE = """
+from types import SimpleNamespace
 import torch
-from sam3_engine.contexts import importing_sam3
-with importing_sam3():  # what the package does there
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    import logging
-    logging.debug("adds a handler")
+torch.cuda.is_available = torch.cuda.is_bf16_supported = lambda *_, **__: True
+torch.cuda.is_initialized = lambda: INITIALIZED
+torch.cuda.get_device_properties = lambda *_: SimpleNamespace(major=8, minor=0)
 """
+IMPORT_ON_AMPERE = (
+    AMPERE
+    + """
+torch.backends.cudnn.allow_tf32 = False
+before = snapshot()
+import sam3_engine.predictor
+"""
+)
+ALL_ORDERS = (
+    AMPERE
+    + """
+import itertools, sys
+sys.path.insert(0, TESTS)
+from support.host_state import fp32_precision, older_fp32_precision
+from sam3_engine.contexts import importing_sam3
+import sam3_engine.network
+from sam3.model_builder import _setup_tf32
+backends = torch.backends
+
+def set_all(value):
+    for switch in (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul):
+        switch.fp32_precision = value
+
+HOST = [
+    lambda: setattr(backends.cudnn, "allow_tf32", False),
+    lambda: setattr(backends.cudnn, "allow_tf32", True),
+    lambda: setattr(backends.cuda.matmul, "allow_tf32", True),
+    lambda: torch.set_float32_matmul_precision("medium"),
+    lambda: torch.set_float32_matmul_precision("highest"),
+    lambda: setattr(backends, "fp32_precision", "ieee"),
+    lambda: setattr(backends, "fp32_precision", "tf32"),
+    lambda: setattr(backends.cudnn, "fp32_precision", "ieee"),
+    lambda: setattr(backends.cudnn.conv, "fp32_precision", "ieee"),
+    lambda: set_all("tf32"),
+    lambda: set_all("none"),
+]
+
+def state():  # with each value that switches may inherit
+    own, seen = backends.fp32_precision, []
+    for inherited in (own, "tf32", "ieee", "none"):
+        backends.fp32_precision = inherited
+        seen.append((fp32_precision(), older_fp32_precision()))
+    backends.fp32_precision = own
+    return seen
+
+orders = list(itertools.permutations(HOST, 3))
+spoiled = 0
+for order in orders:
+    for switch in order:
+        switch()
+    before = state()
+    with importing_sam3():
+        _setup_tf32()
+    assert state() == before
+    _setup_tf32()  # without the engine's context
+    spoiled += state() != before
+print(spoiled / len(orders))
+"""
+)
 FIRST_RUN = """
 from pathlib import Path
 import numpy as np
@@ -267,11 +325,24 @@ predictor.segment(embedding, GeometricPrompt(boxes=((1, 2, 20, 15),)))
 
 @pytest.mark.parametrize(
     "then",
-    ["import sam3_engine.predictor", BESIDE_TF32, ON_AN_AMPERE_GPU, FIRST_RUN],
-    ids=["import", "import with TF32", "import on an Ampere GPU", "first run"],
+    [
+        "import sam3_engine.predictor",
+        BESIDE_TF32,
+        IMPORT_ON_AMPERE.replace("INITIALIZED", "False"),
+        IMPORT_ON_AMPERE.replace("INITIALIZED", "True"),
+        FIRST_RUN,
+    ],
+    ids=["import", "import with TF32", "import on an Ampere GPU", "import on an Ampere GPU in use", "first run"],
 )
 def test_a_fresh_process_keeps_its_state_and_prints_nothing(small_checkpoint, then):
     assert said_by_fresh_process(then, small_checkpoint) == ""
+
+
+def test_importing_sam3_on_an_ampere_gpu_keeps_tf32_switches_set_in_any_order():
+    code = ALL_ORDERS.replace("INITIALIZED", "False").replace("TESTS", repr(str(REPOSITORY / "tests")))
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) > 0.5  # of the orders, sam3 alone changes something
 
 
 WORKFLOW = """

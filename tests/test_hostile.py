@@ -10,6 +10,7 @@ import pytest
 import torch
 from support.intruder import Intruder
 
+from sam3_engine.errors import quote
 from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import GeometricPrompt
 from sam3_engine.shared_models import shared_model
@@ -128,7 +129,7 @@ def test_a_wrong_prompt_is_refused(is_refused, number):
     message = is_refused(**prompt)
     assert re.match(rf"{parameter} = ['\"]", message)
     # the value itself or, for several boxes or points, the invalid one
-    assert repr(text[:40])[1:-1] in message or re.search(r"\[[-0-9.e+, ]+\]", message)
+    assert quote(text[:40])[1:-1] in message or re.search(r"\[[-0-9.e+, ]+\]", message)
     assert "expected" in message
 
 

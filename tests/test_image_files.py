@@ -12,7 +12,7 @@ import pytest
 import tifffile
 
 from sam3_engine import ImageError, read_image
-from sam3_engine.images import as_rgb8
+from sam3_engine.images import as_rgb8, pixels_of
 
 RANDOM = np.random.default_rng(5)
 PICTURE = RANDOM.integers(0, 256, (48, 64, 3), np.uint8)
@@ -203,6 +203,42 @@ def test_16_bit_png_without_imagecodecs_is_refused_if_its_upper_bits_are_nearly_
         else:
             with pytest.raises(ImageError, match="nearly black in the 8 upper bits .* imagecodecs installed"):
                 read_image(deep_png(values))
+
+
+@pytest.mark.parametrize("stated", [8, 10, 12, 16])
+def test_jpeg_2000_with_colors_or_alpha_keeps_its_depth(stated):
+    imagecodecs = pytest.importorskip("imagecodecs")
+    for channels, values in colors_and_alpha(stated).items():
+        for kind in ("jp2", "j2k"):
+            content = imagecodecs.jpeg2k_encode(
+                values.astype(np.uint8) if stated == 8 else values,
+                level=0,
+                reversible=True,
+                bitspersample=stated,
+                codecformat=kind,
+            )
+            assert_same(content, PICTURE[:, :, channels[:3]])
+
+
+def test_deep_jpeg_2000_that_pillow_would_misread_is_refused(monkeypatch):
+    imagecodecs = pytest.importorskip("imagecodecs")
+    content = imagecodecs.jpeg2k_encode(at_depth(PICTURE, 16), level=0, reversible=True, colorspace="SRGB")
+    with pytest.raises(ImageError, match="Pillow misreads JPEG 2000 files .* imagecodecs installed"):
+        pixels_of(PIL.Image.open(io.BytesIO(content)))
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    with pytest.raises(ImageError, match="Pillow misreads JPEG 2000 files .* imagecodecs installed"):
+        read_image(content)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", "f4"])
+def test_colors_that_are_multiplied_by_alpha_are_divided_by_it(dtype):
+    white = 1 if dtype == "f4" else np.iinfo(dtype).max
+    alpha = np.full((48, 64, 1), 128 / 255)
+    alpha[:, :5] = 1
+    values = np.concatenate([PICTURE / 255 * alpha, alpha], axis=2) * white
+    values = values if dtype == "f4" else np.rint(values)
+    result = read_image(tiff(values.astype(dtype), photometric="rgb", extrasamples=["assocalpha"]))
+    assert np.abs(result.astype(int) - PICTURE).max() <= (1 if dtype != "u1" else 2)
 
 
 @pytest.mark.parametrize("largest", [255, 4095, 65535])

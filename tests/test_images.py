@@ -412,6 +412,13 @@ def dark_with_one_pixel(image: np.ndarray, value: float) -> np.ndarray:
     return with_one_pixel(image * np.float32(0.08), value)
 
 
+def on_noise(image: np.ndarray, level: float) -> np.ndarray:
+    """Return a smoothed picture from 0 to 255 whose background is black but for noise, as under a microscope."""
+    noise = np.random.default_rng(0).integers(0, 3, image.shape) + np.float32(level)
+    is_shape = np.abs(image - np.median(image, axis=(0, 1))).max(axis=2, keepdims=True) > 0.12
+    return cv2.GaussianBlur(np.where(is_shape, 255 * image, noise).astype(np.float32), (0, 0), 1)
+
+
 FLOAT_SCENES = {
     "brightest value 1.0001": lambda image: with_one_pixel(image, 1.0001),
     "cubic enlargement": enlarged,
@@ -425,6 +432,8 @@ FLOAT_SCENES = {
     "counts of 12 bits": lambda image: np.rint(4095 * image),
     "0 to 255, cubic enlargement": lambda image: enlarged(255 * image),
     "0 to 255, a defective pixel of 10,000": lambda image: with_one_pixel(255 * image, 1e4),
+    "0 to 255, black with noise": lambda image: on_noise(image, 0),
+    "0 to 255, nearly black with noise": lambda image: on_noise(image, 3),
     "normalized": lambda image: (image - 0.45) / 0.225,
     "0 to 65535, a defective pixel": lambda image: with_one_pixel(65535 * image, 1e9),
 }

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from sam3_engine.contexts import importing_sam3
 from sam3_engine.internals import mask_logits_side
 from sam3_engine.model import load_model
 from sam3_engine.options import Options
-from sam3_engine.predictor import Predictor
+from sam3_engine.predictor import Predictor, _can_shrink_on_cuda
 from sam3_engine.prompts import ConceptPrompt, GeometricPrompt
 from sam3_engine.random_weights import SMALL
 from testbed.scenes import iou
@@ -107,11 +108,11 @@ def test_a_size_is_rounded_to_whole_patches_with_a_warning(model, caplog, asked,
 
 
 def test_the_area_of_filled_holes_scales_with_the_input_size(model):
-    """The sam3 package measures the area in pixels of the mask logits."""
+    """It is measured in mask logits, of which a larger input has more."""
     for size in (56, 112, 224):
-        predictor = Predictor(model, size)
-        area = network_of(predictor).inst_interactive_predictor._transforms.max_hole_area
-        assert area / mask_logits_side(network_of(predictor)) ** 2 == SMALL.fill_hole_area / (4 * SMALL.grid) ** 2
+        resized = SMALL.resized(size)
+        assert mask_logits_side(network_of(Predictor(model, size))) == 4 * resized.grid
+        assert resized.fill_hole_area / resized.grid**2 == SMALL.fill_hole_area / SMALL.grid**2
 
 
 @pytest.mark.parametrize("percent", [100, 50])
@@ -132,3 +133,72 @@ def test_the_demo_network_finds_a_shape_at_every_size(workflow, algorithm, shape
     mask = algorithm.get_output(1).get_mask() == 1
     assert mask.shape == disc.shape
     assert iou(mask, disc) > 0.9
+
+
+# --- very large images on a GPU
+
+# width, height, input size, bytes of shared memory: refused on an NVIDIA H200 with PyTorch 2.11
+REFUSED = [
+    (12000, 9000, 112, 49292),
+    (26000, 112, 112, 60172),
+    (32000, 168, 168, 49420),
+    (60000, 224, 224, 69132),
+    (90000, 336, 336, 69132),
+]
+SHARED_MEMORY = 48 * 1024
+
+
+def shared_memory_of_resize(width, height, size):
+    """Return the bytes that PyTorch's antialiased resize to a square needs on CUDA."""
+    columns, rows = (2 * math.ceil(max(1, side / size)) + 1 for side in (width, height))
+    return 4 * (32 * columns + 33 * rows)
+
+
+def shrinks_on_cuda(width, height, size):
+    return _can_shrink_on_cuda(torch.empty((3, height, width), device="meta"), size)
+
+
+@pytest.mark.parametrize(("width", "height", "size", "needed"), REFUSED)
+def test_images_that_a_gpu_cannot_shrink_are_known(width, height, size, needed):
+    assert shared_memory_of_resize(width, height, size) == needed > SHARED_MEMORY
+    assert not shrinks_on_cuda(width, height, size)
+
+
+def test_what_a_gpu_shrinks_is_well_within_its_shared_memory():
+    random = np.random.default_rng(0)
+    needed = []
+    for width, height, size in zip(
+        *random.integers((1, 1, 1), (60000, 60000, 145), (20000, 3)).T.tolist(), strict=True
+    ):
+        if shrinks_on_cuda(width, height, 14 * size):
+            needed.append(shared_memory_of_resize(width, height, 14 * size))
+    assert len(needed) > 1000
+    assert SHARED_MEMORY / 2 < max(needed) < SHARED_MEMORY * 3 / 4
+    assert shrinks_on_cuda(12000, 9000, 224)
+    assert shrinks_on_cuda(24000, 24000, 1008)
+
+
+@pytest.mark.parametrize("size_percent", [100, 90])
+@pytest.mark.parametrize("shape", [(2, 16000, 3), (16000, 2, 3)])
+def test_an_image_that_a_gpu_cannot_shrink_is_shrunk_on_the_cpu(small_checkpoint, emulated_cuda, shape, size_percent):
+    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    on_gpu = Predictor(load_model(small_checkpoint, torch.device("cuda", 0), torch.float32))
+    refusal = RuntimeError("Too much shared memory required: 73996 vs 49152")
+    with emulated_cuda.failing(refusal, "_upsample_bilinear2d_aa", times=99):
+        found = on_gpu.encode_image(image, size_percent)
+        with pytest.raises(RuntimeError, match="shared memory"):  # other images are shrunk on the GPU
+            on_gpu.encode_image(image[:300, :300], size_percent)
+    wanted = Predictor(load_model(small_checkpoint, CPU, torch.float32)).encode_image(image, size_percent)
+    for features in ("backbone_fpn", "vision_pos_enc"):
+        for ours, theirs in zip(found.features[features], wanted.features[features], strict=True):
+            assert ours.device.type == "cuda"
+            assert torch.allclose(ours.cpu(), theirs, atol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("width", "height", "size", "_needed"), REFUSED)
+def test_a_gpu_segments_images_that_it_cannot_shrink(small_checkpoint, width, height, size, _needed):
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    predictor = Predictor(load_model(small_checkpoint, torch.device("cuda", 0)), size)
+    (found,) = predictor.predict(image, GeometricPrompt(boxes=((0.0, 0.0, width / 2, height / 2),)))
+    assert found.mask.shape == (height, width)

@@ -34,7 +34,8 @@ EXAMPLES = {
 
 @pytest.fixture(scope="module")
 def small_direct(small_checkpoint, photograph):
-    return DirectUse(load_model(small_checkpoint, CPU).network, choose_precision(CPU), photograph)
+    model = load_model(small_checkpoint, CPU)
+    return DirectUse(model.network, choose_precision(CPU), photograph, CPU, model.architecture.fill_hole_area)
 
 
 @pytest.mark.parametrize("multimask", [False, True])

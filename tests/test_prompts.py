@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sam3_engine.errors import PromptError, quote
+from sam3_engine.errors import PromptError, message_of, quote
 from sam3_engine.fitting import FittedPrompt, fit_prompt
 from sam3_engine.host_state import ignore_warnings
 from sam3_engine.prompt_strings import (
@@ -81,7 +81,7 @@ def refusal(function, *arguments, **named) -> str:
 
 def assert_quotes(message: str, parameter: str, value: str) -> None:
     """Check that the message starts with the parameter and its value, shortened if it is long."""
-    opening = repr(value) if len(value) <= 80 else repr(value[:60])[:-1]
+    opening = quote(value) if len(value) <= 80 else quote(value[:60])[:-1]
     assert message.startswith(f"{parameter} = {opening}")
     assert len(message) < 600
 
@@ -557,7 +557,21 @@ def test_a_long_value_is_quoted_in_part_with_its_length():
     assert quote([1, 2]) == "'[1, 2]'"
     assert quote("x" * 80) == repr("x" * 80)
     assert quote("x" * 81) == repr("x" * 80 + "… (81 characters)")
-    assert "\n" not in quote("two\nlines")
+    assert quote("two\nlines") == r"'two\nlines'"
+
+
+def test_backslashes_are_quoted_as_they_are():
+    assert quote(r"C:\new\sam3.pt") == r"'C:\new\sam3.pt'"
+    assert quote(r"\\server\share") == r"'\\server\share'"
+    assert quote("C:\\a\n\\") == r"'C:\a\n\'"
+
+
+def test_the_message_of_an_error_names_a_file_as_it_is():
+    error = FileNotFoundError(2, "No such file or directory", r"C:\new\sam3.pt")
+    assert message_of(error) == r"[Errno 2] No such file or directory: 'C:\new\sam3.pt'"
+    assert quote(error) == rf'"{message_of(error)}"'
+    assert message_of(OSError(2, "refused", "a\\b", None, "c\\d")) == r"[Errno 2] refused: 'a\b' -> 'c\d'"
+    assert message_of(ValueError(r"two \\ backslashes")) == r"two \\ backslashes"
 
 
 def test_a_prompt_error_is_a_value_error():

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -149,13 +150,15 @@ def test_a_matching_predictor_is_reused_and_any_other_releases_its_model_first(s
 
 
 def test_requesting_unavailable_cuda_gives_one_warning(small_checkpoint, monkeypatch, caplog):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    unusable = mock.Mock(side_effect=RuntimeError("Found no NVIDIA driver on your system.\nInstall one."))
+    monkeypatch.setattr("torch.cuda.current_device", unusable)
     with caplog.at_level(logging.WARNING):
         assert open_predictor(small_checkpoint, cuda=True).model.device.type == "cpu"
         open_predictor(small_checkpoint, cuda=True, device=torch.device("cpu"))
         open_predictor(small_checkpoint, cuda=False)
     assert [record.getMessage() for record in caplog.records] == [
-        "cuda is True, but PyTorch finds no usable CUDA device: running on the CPU."
+        "cuda is True, but PyTorch cannot use a CUDA device (Found no NVIDIA driver on your system.): running on the "
+        "CPU."
     ]
 
 

@@ -19,6 +19,7 @@ from support import pages
 import demo.__main__ as demo
 from demo.docs_pictures import COPIES, OVERVIEW
 from sam3_engine.errors import DeviceMemoryError, WeightFileError, WeightsError
+from sam3_engine.model import load_model
 from sam3_engine.settings import Settings
 from sam3_engine.weights import find_checkpoint
 from testbed.layout_files import (
@@ -217,12 +218,13 @@ def reported(small_checkpoint, monkeypatch, tmp_path, caplog):
             find_checkpoint(weights, tmp_path)
         told.append(str(caught.value))
     told.append(str(DeviceMemoryError(torch.device("cuda", 0))))
+    load_model(small_checkpoint, torch.device("cpu"), torch.float16)._switch_to_float32()
     return told + [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
 
 def test_every_message_in_troubleshooting_is_real(reported):
     quoted = re.findall(r"^\| `(.*?)` \|", pages.read("docs/troubleshooting.md"), re.MULTILINE)
-    assert len(quoted) == len(TROUBLE) + 4
+    assert len(quoted) == len(TROUBLE) + 5
     for message in quoted:
         pattern = ".*".join(map(re.escape, message.split("...")))
         assert any(re.fullmatch(pattern, text) for text in reported), (message, reported)

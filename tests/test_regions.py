@@ -1,18 +1,29 @@
-"""Small parts and holes of masks are removed with `min_region_percent`, and nothing else changes."""
+"""Small parts and holes of masks are removed with `min_region_percent`, and nothing else changes.
+
+The small holes of point and box masks are always filled, on every device, as the sam3 package does.
+"""
 
 import dataclasses
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from skimage.morphology import flood
 
-from sam3_engine import ConceptPrompt, GeometricPrompt, Options, open_predictor
+from sam3_engine import ConceptPrompt, GeometricPrompt, Options, open_predictor, regions
+from sam3_engine.contexts import importing_sam3
+from sam3_engine.errors import DeviceMemoryError
+from sam3_engine.model import load_model
 from sam3_engine.nms import drop_duplicates
-from sam3_engine.regions import remove_small_regions
+from sam3_engine.predictor import Predictor
+from sam3_engine.regions import fill_small_holes, remove_small_regions
 from sam3_engine.segments import Segment, bounding_box
 from testbed.plugin import Plugin
 from testbed.scenes import draw_scene, iou
+
+with importing_sam3():
+    from sam3.model.utils.sam1_utils import SAM2Transforms
 
 SIDE = 288  # of SAM 3's mask logits
 DTYPES = [torch.float32, torch.bfloat16]
@@ -179,6 +190,112 @@ def test_stray_pixels_do_not_move_the_box(dtype):
     assert max(errors) <= 4
     assert np.mean(errors) < 2
     assert np.median(moved) > 60
+
+
+# --- holes of points and boxes
+
+
+def package_fills(mask_logits, max_area):
+    """Return what the sam3 package makes of mask logits (masks, candidates, h, w)."""
+    transforms = SAM2Transforms(resolution=56, mask_threshold=0.0, max_hole_area=max_area)
+    return transforms.postprocess_masks(torch.from_numpy(mask_logits), mask_logits.shape[-2:]).numpy()
+
+
+def smooth_noise(*shape):
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    return (4 * torch.nn.functional.avg_pool2d(noise, 3, stride=1, padding=1)).numpy()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+@pytest.mark.parametrize("max_area", [0, 1, 8, 256, 10**6])
+@pytest.mark.parametrize("shape", [(3, 1, 48, 48), (2, 3, 31, 31), (1, 1, 1, 1)])
+def test_holes_are_filled_as_the_package_fills_them(shape, max_area):
+    mask_logits = smooth_noise(*shape)
+    before = mask_logits.copy()
+    filled = fill_small_holes(mask_logits, max_area)
+    assert np.array_equal(filled, package_fills(mask_logits, max_area))
+    assert np.array_equal(fill_small_holes(mask_logits[0], max_area), filled[0])
+    assert np.array_equal(mask_logits, before)
+    if shape[-1] > 1:
+        assert np.array_equal(filled, mask_logits) == (max_area == 0)
+
+
+@pytest.mark.parametrize(
+    ("mask", "max_area", "filled"),
+    [
+        (("XXXX", "X..X", "XXXX"), 2, ("XXXX", "XXXX", "XXXX")),
+        (("XXXX", "X..X", "XXXX"), 1, ("XXXX", "X..X", "XXXX")),
+        # holes that touch at a corner are one
+        (("XXXX", "X.XX", "XX.X", "XXXX"), 1, ("XXXX", "X.XX", "XX.X", "XXXX")),
+        (("XXXX", "X.XX", "XX.X", "XXXX"), 2, ("XXXX", "XXXX", "XXXX", "XXXX")),
+        # also at the border
+        (("X.X", "XXX", ".XX"), 1, ("XXX", "XXX", "XXX")),
+    ],
+)
+def test_a_hole_is_any_small_region_of_background(mask, max_area, filled):
+    logits = drawn(*mask)
+    logits[0, 0] = 0.5
+    found = fill_small_holes(logits.numpy(), max_area)
+    assert shown(torch.from_numpy(found)) == list(filled)
+    holes = (logits <= 0).numpy() & (found > 0)
+    assert (found[holes] == 10).all()
+    assert np.array_equal(found[~holes], logits.numpy()[~holes])
+
+
+CLICKS = {
+    "points": GeometricPrompt((), ((210.0, 150.0), (500.0, 300.0), (40.0, 300.0)), (1, 0, 0)),
+    "box and point": GeometricPrompt(((60.0, 80.0, 300.0, 330.0),), ((210.0, 150.0),), (0,)),
+    "18 boxes": GeometricPrompt(tuple((30.0 * n, 80.0, 30.0 * n + 90, 330.0) for n in range(18))),
+}
+
+
+def clicked(model, image, prompt):
+    """Return the scores and mask logits of all candidates."""
+    found = Predictor(model).predict(image, prompt, Options(multimask=True))
+    return [(segment.score, segment.mask_logits.tolist()) for segment in found]
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", CLICKS)
+def test_points_and_boxes_are_answered_as_if_the_package_filled_the_holes(
+    small_checkpoint, photograph, kind, precision
+):
+    model = load_model(small_checkpoint, torch.device("cpu"), precision)
+    sizes, area = model.architecture, 100
+    model.architecture = dataclasses.replace(sizes, fill_hole_area=area)
+    filled = clicked(model, photograph, CLICKS[kind])
+    model.architecture = dataclasses.replace(sizes, fill_hole_area=0)
+    unfilled = clicked(model, photograph, CLICKS[kind])
+    model.network.inst_interactive_predictor._transforms.max_hole_area = area
+    assert clicked(model, photograph, CLICKS[kind]) == filled != unfilled
+
+
+def test_holes_are_filled_where_the_package_cannot_fill_them(small_checkpoint, photograph, monkeypatch, recwarn):
+    """On a GPU, it needs Triton and a compiler. It catches every error and returns masks with holes."""
+    model = load_model(small_checkpoint, torch.device("cpu"))
+    wanted = clicked(model, photograph, CLICKS["18 boxes"])
+    without_compiler = mock.Mock(side_effect=FileNotFoundError("no compiler"))
+    monkeypatch.setattr("sam3.perflib.connected_components.connected_components", without_compiler)
+    assert clicked(model, photograph, CLICKS["18 boxes"]) == wanted
+    assert not recwarn.list
+
+
+def test_if_memory_runs_out_while_holes_are_filled_it_is_tried_once_more(small_checkpoint, photograph, monkeypatch):
+    model = load_model(small_checkpoint, torch.device("cpu"))
+    wanted = clicked(model, photograph, CLICKS["18 boxes"])
+    label, errors = regions._label_regions, [MemoryError("Unable to allocate 2.00 GiB for an array")]
+
+    def label_regions(*arguments):
+        if errors:
+            raise errors.pop()
+        return label(*arguments)
+
+    monkeypatch.setattr(regions, "_label_regions", label_regions)
+    assert clicked(model, photograph, CLICKS["18 boxes"]) == wanted
+    assert errors == []
+    errors[:] = [MemoryError()] * 2
+    with pytest.raises(DeviceMemoryError, match="Not enough memory on cpu"):
+        clicked(model, photograph, CLICKS["18 boxes"])
 
 
 # --- prompts

@@ -1,7 +1,9 @@
 """Nothing is computed twice: images, phrases, answers and models are cached by content, and the caches are bounded."""
 
+import dataclasses
 import gc
 import importlib
+import sys
 import threading
 import weakref
 
@@ -12,10 +14,11 @@ import pytest
 import torch
 from ikomia.dataprocess.workflow import Workflow
 
-from sam3_engine.lru_cache import LRUCache
+from sam3_engine.lru_cache import LRUCache, MemoryBudget
+from sam3_engine.memory import budget_of
 from sam3_engine.model import load_model
 from sam3_engine.options import Options
-from sam3_engine.predictor import Predictor
+from sam3_engine.predictor import Predictor, open_predictor
 from sam3_engine.prompts import ConceptPrompt, GeometricPrompt
 from sam3_engine.shared_models import shared_model
 from testbed.direct_use import DirectUse
@@ -100,6 +103,188 @@ def test_a_failed_computation_is_retried():
     with pytest.raises(ZeroDivisionError):
         recent.get("a", lambda: 1 / 0)
     assert recent.get("a", lambda: 5) == 5
+
+
+# --- the budget
+
+
+def kilobytes(count):
+    return torch.zeros(count, 1000, dtype=torch.uint8)
+
+
+def test_caches_with_one_budget_evict_the_least_recently_used_value_of_all():
+    budget = MemoryBudget(10_000)
+    first, second = LRUCache(9, budget), LRUCache(9, budget)
+    first.get("a", lambda: kilobytes(4))
+    second.get("b", lambda: {"in a": [kilobytes(2)], "tuple": (kilobytes(2), "text", None)})
+    assert budget.used == 8000
+    first.get("a", pytest.fail)
+    first.get("c", lambda: kilobytes(4))
+    assert ["a" in first, "b" in second, "c" in first] == [True, False, True]
+    second.get("d", lambda: kilobytes(6))
+    assert ["a" in first, "c" in first, "d" in second] == [False, True, True]
+    assert budget.used == 10_000
+
+
+def test_a_value_larger_than_the_budget_is_returned_but_not_kept():
+    budget = MemoryBudget(10_000)
+    cache = LRUCache(9, budget)
+    cache.get("a", lambda: kilobytes(10))
+    assert cache.get("b", lambda: kilobytes(11)).nbytes == 11_000
+    assert ["a" in cache, "b" in cache] == [True, False]
+
+
+def test_memory_that_values_share_counts_once():
+    budget = MemoryBudget(10_000)
+    cache = LRUCache(9, budget)
+    shared = kilobytes(4)
+    for number in range(4):
+        cache.get(number, lambda: [shared, shared[2:], kilobytes(1)])
+    assert budget.used == 8000
+    assert cache.get("a view keeps all of its memory", lambda: kilobytes(2)[:1]).nbytes == 1000
+    assert budget.used == 10_000
+    cache.get("one more", lambda: shared[0])
+    assert budget.used == 10_000
+
+
+def test_what_a_value_caches_goes_before_the_value():
+    """An image whose answers are in use is in use as well; an image that is not goes, after its answers."""
+
+    @dataclasses.dataclass
+    class Image:
+        features: torch.Tensor
+        answers: LRUCache
+
+    budget = MemoryBudget(10_000)
+    images = LRUCache(9, budget)
+
+    def image():
+        return Image(kilobytes(2), LRUCache(9, budget))
+
+    old, new = images.get("old", image), images.get("new", image)
+    for phrase in ("a", "b", "c"):
+        old.answers.get(phrase, lambda: kilobytes(2))
+    new.answers.get("a", lambda: kilobytes(2))
+    assert [phrase in old.answers for phrase in "abc"] == [False, True, True]
+    new.answers.get("b", lambda: kilobytes(6))
+    assert ["old" in images, "new" in images, *(phrase in new.answers for phrase in "ab")] == [False, True, True, True]
+    assert budget.used == 10_000
+
+
+def test_a_cache_that_is_gone_uses_none_of_the_budget():
+    budget = MemoryBudget(10_000)
+    cache, other = LRUCache(9, budget), LRUCache(9, budget)
+    cache.get("a", lambda: kilobytes(5))
+    other.get("b", lambda: kilobytes(5))
+    gc.disable()
+    try:
+        del cache
+        assert budget.used == 5000
+    finally:
+        gc.enable()
+    other.get("c", lambda: kilobytes(5))
+    assert "b" in other
+
+
+def test_lowering_the_limit_evicts():
+    budget = MemoryBudget(10_000)
+    cache = LRUCache(9, budget)
+    for number in range(5):
+        cache.get(number, lambda: kilobytes(2))
+    budget.limit = 5000
+    assert [number in cache for number in range(5)] == [False, False, False, True, True]
+    budget.limit = 0
+    assert budget.used == 0
+
+
+def test_threads_may_share_caches_and_their_budget():
+    budget = MemoryBudget(20_000)
+    shared, most, errors = LRUCache(30, budget), [], []
+
+    def use(seed):
+        random = np.random.default_rng(seed)
+        try:
+            for step in range(200):
+                key = int(random.integers(30))
+                assert len(shared.get(key, lambda key=key: kilobytes(key))) == key
+                own = LRUCache(3, budget)
+                assert len(own.get(step, lambda: kilobytes(3))) == 3
+                most.append(budget.used)
+                if step % 50 == 49:
+                    budget.clear()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=use, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert errors == []
+    assert 10_000 < max(most) <= 20_000
+
+
+@pytest.fixture
+def cpu_budget():
+    """Return the budget of the CPU; its limit is restored after the test."""
+    budget = budget_of(CPU)
+    limit = budget.limit
+    budget.clear()
+    yield budget
+    budget.limit = limit
+
+
+def test_all_models_on_a_device_share_a_budget_that_changes_no_answer(
+    small_checkpoint, predictor, calls, photograph, cpu_budget
+):
+    assert cpu_budget.limit == 2_000_000_000
+    other = Predictor(load_model(small_checkpoint, CPU))
+    prompt, options = ConceptPrompt(("shoe", "hat", "coat")), Options(confidence_threshold=0)
+    wanted = answer(predictor.predict(photograph, prompt, options))
+    one_image = cpu_budget.used
+    other.predict(photograph, prompt, options)
+    assert cpu_budget.used == 2 * one_image
+    cpu_budget.limit = one_image  # the other model was used last
+    assert cpu_budget.used <= one_image
+    assert answer(predictor.predict(photograph, prompt, options)) == wanted
+    assert calls.images == 2
+    for limit in (one_image, one_image * 3 // 4, one_image // 2, 1000, 0):
+        cpu_budget.limit = limit
+        for _ in range(2):
+            assert answer(predictor.predict(photograph, prompt, options)) == wanted
+            assert cpu_budget.used <= limit
+
+
+def test_answers_are_evicted_before_the_image_that_they_are_about(predictor, calls, photograph, cpu_budget):
+    phrases = [ConceptPrompt((f"phrase {number}",)) for number in range(8)]
+    predictor.predict(photograph, phrases[0])
+    one_answer = predictor.encode_image(photograph).detections
+    before = cpu_budget.used
+    predictor.predict(photograph, phrases[1])
+    each = cpu_budget.used - before
+    cpu_budget.limit = before + 2 * each
+    for phrase in phrases * 2:
+        predictor.predict(photograph, phrase)
+    assert calls.images == 1
+    assert predictor.encode_image(photograph).detections is one_answer
+
+
+def test_the_budget_of_a_gpu_is_a_quarter_of_what_is_free_once_a_model_is_loaded(
+    emulated_cuda, small_checkpoint, photograph
+):
+    gpu = torch.device("cuda", 1)
+    predictor = Predictor(load_model(small_checkpoint, gpu))
+    budget, weights = predictor.model.budget, emulated_cuda.allocated(1)
+    free_memory = emulated_cuda.gpus[1].memory - weights
+    assert budget is budget_of(gpu)
+    assert abs(budget.limit / (free_memory / 4) - 1) < 0.001
+    predictor.predict(photograph, ConceptPrompt(("shoe",)))
+    assert 0 < budget.used <= emulated_cuda.allocated(1) - weights
+    before = budget.limit
+    second = load_model(small_checkpoint, gpu)
+    assert second.budget is budget
+    assert abs((before - budget.limit) / (weights / 4) - 1) < 0.1  # what is kept counts as free
+    assert budget_of(torch.device("cuda", 0)) is not budget
 
 
 # --- images
@@ -375,6 +560,84 @@ def test_the_model_and_its_images_are_freed_with_the_last_workflow(plugins_direc
     gc.collect()
     assert model() is None
     assert embedding() is None
+
+
+@pytest.fixture
+def returned(emulated_cuda, monkeypatch):
+    """Record the memory in use on each emulated GPU when PyTorch is asked to give back the rest."""
+    memory = []
+    monkeypatch.setattr(
+        torch.cuda, "empty_cache", lambda: memory.append([emulated_cuda.allocated(0), emulated_cuda.allocated(1)])
+    )
+    return memory
+
+
+def closed(predictor):
+    predictor.close()
+
+
+def dropped(predictor):
+    pass
+
+
+@pytest.mark.parametrize("goes", [closed, dropped])
+def test_a_model_that_goes_gives_back_its_gpu_memory(emulated_cuda, returned, small_checkpoint, photograph, goes):
+    gc.collect()
+    gc.disable()  # nothing may wait for the garbage collector
+    try:
+        predictor = Predictor(load_model(small_checkpoint, torch.device("cuda", 1)))
+        other_size = Predictor(predictor.model, 168)
+        for one in (predictor, other_size):
+            found = one.predict(photograph, ConceptPrompt(("shoe",)), Options(confidence_threshold=0))
+            assert found[0].mask.shape == photograph.shape[:2]
+        assert one.predict(photograph, BOX)
+        del found, one
+        goes(other_size)
+        del other_size
+        assert emulated_cuda.allocated(1) > 0
+        assert returned == []
+        goes(predictor)
+        del predictor
+        assert returned == [[0, 0]]  # after all of its tensors
+    finally:
+        gc.enable()
+
+
+def test_a_model_on_a_gpu_that_is_replaced_goes_before_another_is_loaded(
+    emulated_cuda, returned, small_checkpoint, tmp_path
+):
+    gpu = torch.device("cuda", 0)
+    other = tmp_path / "other.pt"
+    other.write_bytes(small_checkpoint.read_bytes())
+    first = open_predictor(small_checkpoint, device=gpu)
+    weights = emulated_cuda.allocated(0)
+    assert open_predictor(small_checkpoint, device=gpu, replaces=first) is first
+    assert returned == []
+    torch.cuda.reset_peak_memory_stats(gpu)
+    second = open_predictor(other, device=gpu, replaces=first)
+    assert first.closed
+    assert returned == [[0, 0]]
+    assert torch.cuda.max_memory_allocated(gpu) == pytest.approx(weights, rel=0.1)
+    del second
+    assert returned == [[0, 0]] * 2
+
+
+def test_a_model_without_a_predictor_gives_back_its_gpu_memory(emulated_cuda, returned, small_checkpoint):
+    model = load_model(small_checkpoint, torch.device("cuda", 0))
+    assert model.network_at(168) is not model.network
+    del model
+    assert returned == [[0, 0]]
+
+
+def test_a_gpu_that_refuses_to_give_back_memory_disturbs_nobody(emulated_cuda, small_checkpoint, monkeypatch):
+    def refuse():
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", refuse)
+    unraisable = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    Predictor(load_model(small_checkpoint, torch.device("cuda", 0))).close()
+    assert unraisable == []
 
 
 def test_all_images_and_both_heads_share_the_position_tables(predictor, photograph):

@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import sys
+import threading
 from pathlib import Path
 
 import cv2
@@ -184,41 +185,192 @@ def test_a_stopped_run_saves_nothing(segment, small_checkpoint, images, tmp_path
     assert loaded(written(tmp_path / "out")["empty_objects.json"]) == segment(TWO_MASKS_AND_OBJECTS, array=image)[-1]
 
 
-def test_a_file_that_cannot_be_written_is_an_error_and_the_next_run_is_right(
-    segment, small_checkpoint, images, tmp_path
-):
-    too_long = tmp_path / "in" / f"{'x' * 245}.png"  # with the plugin's name in front, longer than a name may be
-    write(too_long, next(images))
-    workflow, _ = new_workflow(small_checkpoint, TWO_MASKS_AND_OBJECTS, tmp_path / "out")
-    workflow.set_auto_save(True)
-    with pytest.raises(RuntimeError, match="xxx"):
-        workflow.run_on(path=str(too_long))
-    assert written(tmp_path / "out") == {}
-    image = next(images)
-    workflow.run_on(array=image)
-    assert loaded(written(tmp_path / "out")["empty_2.json"]) == segment(TWO_MASKS_AND_OBJECTS, array=image)[1]
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
-def test_a_file_that_does_not_fit_on_the_disk_is_not_left_behind(plugins_directory, tmp_path):
+@pytest.mark.parametrize("fitting", [0, 2], ids=["none fits", "two fit"])
+def test_files_that_do_not_all_fit_on_the_disk_are_an_error_and_none_is_left_behind(
+    segment, small_checkpoint, images, tmp_path, fitting
+):
     import resource
 
-    saving = importlib.import_module(f"{PLUGIN}.{PLUGIN}_saving")
+    workflow, algorithm = new_workflow(small_checkpoint, TWO_MASKS_AND_OBJECTS, tmp_path / "out")
+    workflow.set_auto_save(True)
+    algorithm.get_output(0).auto_save = False
+    image = next(images)
+    workflow.run_on(array=image)
+    sizes = {name: path.stat().st_size for name, path in written(tmp_path / "out").items()}
+    assert max(sizes, key=sizes.get) == "empty_objects.json"
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (sorted(sizes.values())[fitting] - 1, limits[1]))
     try:
-        with pytest.raises(OSError, match="File too large"):
-            saving._write_new(str(tmp_path / "mask.json"), bytes(2000))
+        with pytest.raises(RuntimeError, match="File too large"):
+            dataprocess.CWorkflow.run(workflow)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert list(tmp_path.iterdir()) == []
-    saving._write_new(str(tmp_path / "mask.json"), b"1")
-    with pytest.raises(FileExistsError):
-        saving._write_new(str(tmp_path / "mask.json"), b"2")
-    assert (tmp_path / "mask.json").read_bytes() == b"1"
+    assert {name: path.stat().st_size for name, path in written(tmp_path / "out").items()} == sizes
+    dataprocess.CWorkflow.run(workflow)
+    saved = [loaded(written(tmp_path / "out")[f"empty (2){end}"]) for end in (".json", "_2.json", "_objects.json")]
+    assert saved == segment(TWO_MASKS_AND_OBJECTS, array=image)
+
+
+FILES = (".png", ".json", "_2.json", "_objects.json")
+
+
+def base_names(folder, sources):
+    """Return the name that the files of each image have in common."""
+    files = written(folder)
+    bases = {name.removesuffix(".png"): cv2.imread(str(path)) for name, path in files.items() if name.endswith(".png")}
+    assert set(files) == {base + end for base in bases for end in FILES}
+    assert len(bases) == len(sources)
+    images = [cv2.imread(str(source)) for source in sources]
+    return [next(base for base, copy in bases.items() if np.array_equal(copy, image)) for image in images]
+
+
+def test_names_that_are_too_long_for_the_file_system_lack_their_middle(small_checkpoint, images, tmp_path):
+    fitting = ["x" * 213 + "a", "写" * 72 + "b"]  # with the task's name and "_objects.json" up to 255 bytes
+    too_long = ["y" * 230 + "a", "y" * 230 + "b", "a" + "字" * 80]
+    in_folders = [f"{folder * 17}/{'写' * 66}" for folder in "甲乙"]
+    alike = [f"{'z' * 120}{middle}{'z' * 120}" for middle in "abc"]
+    sources = [tmp_path / "in" / f"{name}.png" for name in (*fitting, *too_long, *in_folders, *alike)]
+    for source in sources:
+        write(source, next(images))
+    workflow, _ = new_workflow(small_checkpoint, TWO_MASKS_AND_OBJECTS, tmp_path / "out")
+
+    workflow.run_on(folder=str(tmp_path / "in"))
+
+    bases = base_names(tmp_path / "out", sources)
+    assert bases[:2] == fitting
+    assert bases[2:4] == ["y" * 108 + "..." + "y" * 106 + last for last in "ab"]
+    assert bases[4] == "a" + "字" * 35 + "..." + "字" * 36
+    first, second = sorted(bases[5:7], key=len)
+    assert first == "写" * 66
+    assert second[:17] in ("甲" * 17, "乙" * 17)
+    assert second.endswith("写.png")
+    cut = [base.replace("z" * 98, "") for base in bases[7:]]
+    assert sorted(cut) == ["zzzzz...zzzz (2)", "zzzzz...zzzz (3)", "zzzzzzzzzz...zzzzzzzzz"]
+
+
+def test_paths_that_are_too_long_for_windows_are_shortened(small_checkpoint, images, tmp_path, monkeypatch):
+    saving = importlib.import_module(f"{PLUGIN}.infer_segment_anything_3_saving")
+    longest = len(str(tmp_path)) + 120
+    monkeypatch.setattr(saving, "_LONGEST_PATH", longest)
+    sources = [tmp_path / "in" / f"{name}.png" for name in ("x" * 80 + "a", "x" * 80 + "b", "short")]
+    for source in sources:
+        write(source, next(images))
+    workflow, _ = new_workflow(small_checkpoint, TWO_MASKS_AND_OBJECTS, tmp_path / "out")
+    workflow.run_on(folder=str(tmp_path / "in"))
+    bases = base_names(tmp_path / "out", sources)
+    assert [base[-1] for base in bases[:2]] == ["a", "b"]
+    assert bases[2] == "short"
+    assert max(len(str(path)) for path in (tmp_path / "out").rglob("*")) == longest
+
+
+def run_in_threads(run, arguments):
+    threads = [threading.Thread(target=run, args=(argument,)) for argument in arguments]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def run_at_once(workflows, run):
+    """Run workflows in threads. They save to the same folder, in the same second."""
+    for workflow in workflows:
+        workflow.set_auto_save(True)
+        workflow.update_start_time()  # the folder of a run is named after it
+    run_in_threads(run, workflows)
+
+
+def test_workflows_that_save_to_one_folder_at_once_lose_nothing(segment, small_checkpoint, images, tmp_path):
+    sources = [tmp_path / "in" / f"{name}.png" for name in "abcd"]
+    for source in sources:
+        write(source, next(images))
+    found = [segment(TWO_MASKS_AND_OBJECTS, path=str(source)) for source in sources]
+
+    def run(workflow):
+        for source in sources:
+            workflow.set_image_input(path=str(source), index=0)
+            dataprocess.CWorkflow.run(workflow)
+
+    run_at_once([new_workflow(small_checkpoint, TWO_MASKS_AND_OBJECTS, tmp_path / "out")[0] for _ in range(3)], run)
+    files = written(tmp_path / "out")
+    bases = [name.removesuffix(".png") for name in files if name.endswith(".png")]
+    assert set(files) == {base + end for base in bases for end in FILES}
+    saved = [[loaded(files[base + end]) for end in FILES[1:]] for base in bases]
+    assert [saved.count(results) for results in found] == [3] * len(sources)
+    assert len(bases) == 3 * len(sources)
+
+
+def test_a_name_is_chosen_and_taken_in_one_step(plugins_directory, tmp_path):
+    saving = importlib.import_module(f"{PLUGIN}.infer_segment_anything_3_saving")
+
+    class Output(saving.AutoSaved):
+        def __init__(self, content):
+            self.content = content
+
+        def file_content(self):
+            return self.content
+
+    ends, threads, sources = (".png", ".json"), 4, 100
+    together = threading.Barrier(threads)
+
+    def run(number):
+        for source in range(sources):
+            outputs = {end: Output(f"{number} {source}{end}".encode()) for end in ends}
+            files = saving.NewFiles(f"{tmp_path}/", f"{source}.jpg", outputs)
+            together.wait()
+            files.write()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        run_in_threads(run, range(threads))
+    finally:
+        sys.setswitchinterval(interval)
+    pairs = [path.read_text() + path.with_suffix(".json").read_text() for path in tmp_path.glob("*.png")]
+    expected = {
+        f"{number} {source}.png{number} {source}.json" for number in range(threads) for source in range(sources)
+    }
+    assert len(pairs) == len(expected)
+    assert set(pairs) == expected
+
+
+def test_workflows_that_save_videos_to_one_folder_at_once_lose_nothing(segment, small_checkpoint, images, tmp_path):
+    write_video(tmp_path / "clip.avi", [next(images) for _ in range(3)])
+    frames = [segment(TWO_MASKS_AND_OBJECTS, array=frame) for frame in frames_of(tmp_path / "clip.avi")]
+    workflows = [new_workflow(small_checkpoint, TWO_MASKS_AND_OBJECTS, tmp_path / "out")[0] for _ in range(3)]
+    for workflow in workflows:
+        workflow.set_video_input(path=str(tmp_path / "clip.avi"), index=0)
+        workflow.set_cfg_entry("WholeVideo", "1")
+    run_at_once(workflows, dataprocess.CWorkflow.run)
+    folders = {path.parent for path in (tmp_path / "out").rglob("*SegIO_*")}
+    assert len(folders) == len(workflows)
+    for folder in folders:
+        assert [frames_in(folder / name) for name in VIDEO_FILES] == [
+            list(output) for output in zip(*frames, strict=True)
+        ]
 
 
 # --- what a user saves
+
+
+def test_an_output_goes_to_the_path_of_the_user_even_if_ikomia_did_not_save_it(
+    small_checkpoint, images, tmp_path, monkeypatch
+):
+    workflow, algorithm = new_workflow(small_checkpoint, TWO_MASKS_AND_OBJECTS, tmp_path / "out")
+    for auto_save in (False, True):
+        workflow.set_auto_save(auto_save)
+        workflow.run_on(array=next(images))
+        with monkeypatch.context() as patched:
+            if not auto_save:
+                patched.setattr(algorithm, "emit_step_progress", algorithm.stop, raising=False)
+            algorithm.run()  # without the workflow, nothing is saved
+        if auto_save:
+            workflow.set_auto_save(False)
+            workflow.run_on(array=next(images))
+        path = Path(f"{algorithm.output_folder} of the user, {auto_save}.json")  # it begins as Ikomia's
+        path.parent.mkdir(parents=True, exist_ok=True)
+        algorithm.get_output(1).save(str(path))
+        assert path.is_file()
 
 
 @pytest.mark.parametrize("auto_save", [False, True])
@@ -324,6 +476,57 @@ def test_videos_of_a_folder_have_one_file_for_each_output_with_all_frames(segmen
     others = [path for path in (tmp_path / "out").rglob("*") if path.is_file() and "SegIO" not in path.name]
     assert len(others) == len(of_picture) + len(sizes)  # and a copy of each video
     assert sum(path.suffix == ".mp4" for path in others) == len(sizes)
+
+
+@pytest.fixture
+def two_tasks(small_checkpoint, tmp_path):
+    """Return a workflow with the plugin twice, one after the other."""
+    workflow, _ = new_workflow(small_checkpoint, {"input_box": BOXES[0]}, tmp_path / "out")
+    second = workflow.add_task(name=PLUGIN, auto_connect=True)
+    second.set_parameters({"model_weight_file": small_checkpoint, "cuda": False, "input_box": BOXES[1]})
+    return workflow
+
+
+def test_of_two_tasks_in_a_workflow_the_second_has_the_longer_names(segment, two_tasks, images, tmp_path):
+    write(tmp_path / "in" / "a.png", next(images))
+    two_tasks.run_on(folder=str(tmp_path / "in"))
+    files = written(tmp_path / "out")
+    assert set(files) == {"a.png", "a.json", "in_a.png.png", "in_a.png.json"}
+    for base, box in (("a", BOXES[0]), ("in_a.png", BOXES[1])):
+        assert [loaded(files[f"{base}.json"])] == segment({"input_box": box}, path=str(tmp_path / "in" / "a.png"))
+
+
+def test_a_video_that_another_task_hands_on_is_refused_if_ikomia_saves_the_results(two_tasks, images, tmp_path, caplog):
+    write_video(tmp_path / "in" / "clip.avi", [next(images)] * 2)
+    two_tasks.run_on(folder=str(tmp_path / "in"))
+    (error,) = folder_errors(caplog)
+    assert "Ikomia cannot save the results of a video that another task hands on" in error
+
+
+def test_a_video_that_another_task_hands_on_is_segmented_if_nothing_is_saved(segment, two_tasks, images, tmp_path):
+    path = tmp_path / "clip.avi"
+    write_video(path, [next(images), next(images)])
+    two_tasks.run_on(path=str(path))
+    last = two_tasks.find_task(PLUGIN, 1)
+    assert contents(last.get_outputs()[1:]) == segment({"input_box": BOXES[1]}, array=frames_of(path)[-1])
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_video_that_is_segmented_again_overwrites_nothing(small_checkpoint, images, tmp_path, monkeypatch, stopped):
+    write_video(tmp_path / "clip.avi", [next(images), next(images)])
+    workflow, algorithm = new_workflow(small_checkpoint, {"input_box": BOXES[0]}, tmp_path / "out")
+    workflow.set_auto_save(True)
+    workflow.run_on(path=str(tmp_path / "clip.avi"))
+    (before,) = (tmp_path / "out").rglob("SemanticSegIO_1.json")
+    content = before.read_bytes()
+    workflow.set_parameters({"input_box": BOXES[1]}, task_obj=algorithm)
+    if stopped:
+        monkeypatch.setattr(algorithm, "emit_step_progress", algorithm.stop, raising=False)
+    dataprocess.CWorkflow.run(workflow)  # into the same folder
+    assert before.read_bytes() == content
+    (after,) = set((tmp_path / "out").rglob("SemanticSegIO_1.json")) - {before}
+    assert len(json.loads(after.read_text())) == 2
+    assert after.read_bytes() != content
 
 
 def test_images_before_and_after_a_video_are_saved_as_images(segment, small_checkpoint, images, tmp_path):
@@ -438,7 +641,8 @@ def test_another_drawing_on_the_same_image_is_segmented(small_checkpoint, images
         else:
             workflow.run_on(array=next(images))
         found.append(algorithm.get_output(1).get_mask().copy())
-    assert found[0].any() and found[1].any() and not np.array_equal(*found)
+    assert all(mask.any() for mask in found)
+    assert not np.array_equal(*found)
 
 
 def test_images_that_another_task_hands_on_in_the_same_object_are_segmented(

@@ -11,7 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from sam3_engine.devices import cuda_present
-from sam3_engine.errors import PromptError
+from sam3_engine.errors import PromptError, quote
 from sam3_engine.options import Options
 from sam3_engine.prompt_strings import ChosenPrompt, Drawing
 from sam3_engine.prompts import ConceptPrompt, GeometricPrompt
@@ -163,7 +163,7 @@ def assert_refused(name: str, text: str, expected: str) -> None:
         CHANGED.updated({**good, name: text})
     assert before == CHANGED
     message = str(caught.value)
-    opening = repr(text) if len(text) <= 80 else repr(text[:60])[:-1]
+    opening = quote(text) if len(text) <= 80 else quote(text[:60])[:-1]
     assert message.startswith(f"{name} = {opening}")
     assert expected in message
     assert len(message) < 300

@@ -266,9 +266,7 @@ def resized(image, side):
 def open_predictor(path):
     """Load a file in float32. Holes in masks stay: transformers does not fill them either."""
     model = load_model(path, CPU, torch.float32)
-    clicks = model.network.inst_interactive_predictor
-    if clicks is not None:
-        clicks._transforms.max_hole_area = 0
+    model.architecture = dataclasses.replace(model.architecture, fill_hole_area=0)
     return Predictor(model)
 
 

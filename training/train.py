@@ -289,7 +289,7 @@ def main() -> None:
             parser.error(str(error))
     print(_overview(training, arguments.checkpoint, arguments.state), flush=True)
     arguments.state.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.state.with_suffix(".log").open("a" if training.step else "w") as log:
+    with arguments.state.with_suffix(".log").open("a" if training.step else "w", encoding="utf-8") as log:
         for line in training.run(arguments.state):
             print(line, flush=True)
             print(line, file=log, flush=True)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..architecture import Architecture
+from ..device_errors import raise_device_error
 from ..errors import CheckpointError, quote, quote_name
 from .foreign_files import describe_tensors
 from .layout import CLICK_HEAD, Layout, Source
@@ -245,6 +246,7 @@ def _convert(checkpoint: Checkpoint, source: Source, tensors: Mapping[str, torch
     try:
         return source.convert([tensors[name] for name in names])
     except (IndexError, RuntimeError, ValueError) as error:
+        raise_device_error(error)
         reason = str(error).splitlines()[0]
         quoted = ", ".join(map(quote_name, names))
         raise CheckpointError(checkpoint.file.path, f"{quoted} cannot be used: {reason}") from error

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..device_errors import raise_device_error
 from ..errors import quote, quote_name
 
 if TYPE_CHECKING:
@@ -174,7 +175,8 @@ def _describe_zip(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except Exception:  # a damaged directory can raise any of them
+    except Exception as error:  # a damaged directory can raise any of them
+        raise_device_error(error)
         return "it is a damaged zip archive: download it again"
     tails = {name.partition("/")[2] for name in names}
     if "constants.pkl" in tails:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from ..device_errors import raise_device_error
 from ..errors import CheckpointError, quote, quote_name
 from ..host_state import ignore_warnings
 from .foreign_files import describe_bytes, describe_quantized
@@ -42,6 +43,7 @@ class SafetensorsFile:
             ):
                 return {name: file.get_tensor(name) for name in names}
         except Exception as error:  # the package raises several
+            raise_device_error(error)
             raise CheckpointError(self.path, f"it is damaged or cannot be read ({quote(error, 300)})") from error
 
 
@@ -123,6 +125,7 @@ def _refuse_other_kinds(path: Path) -> None:
         if not is_safetensors(head):
             raise CheckpointError(path, describe_bytes(path) or "it is another kind of file, or an incomplete download")
     except OSError as error:
+        raise_device_error(error)
         raise CheckpointError(path, f"it cannot be opened ({error.strerror})") from error
 
 
@@ -134,6 +137,7 @@ def _without_data(path: Path, name: str, entry: TensorEntry) -> torch.Tensor:
     try:
         return torch.empty(entry.shape, dtype=getattr(torch, dtype), device="meta")
     except RuntimeError as error:  # an empty tensor with huge sizes
+        raise_device_error(error)
         raise CheckpointError(path, f"tensor {quote_name(name)} has the shape {quote(list(entry.shape))}") from error
 
 

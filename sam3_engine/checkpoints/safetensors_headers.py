@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ..device_errors import raise_device_error
 from ..errors import CheckpointError, quote, quote_name
 
 INDEX_SUFFIX = ".safetensors.index.json"  # of a sharded checkpoint
@@ -95,6 +96,7 @@ def read_header(path: Path) -> Header:
         with path.open("rb") as file:
             return _read(path, file)
     except OSError as error:
+        raise_device_error(error)
         raise CheckpointError(path, f"it cannot be opened ({error.strerror})") from error
 
 
@@ -124,6 +126,7 @@ def read_index(path: Path, index: Path) -> dict[str, str]:
         with index.open("rb") as file:
             text = file.read(MAX_HEADER_BYTES + 1)
     except OSError as error:
+        raise_device_error(error)
         raise CheckpointError(path, f"{index.name} cannot be opened ({error.strerror})") from error
     if len(text) > MAX_HEADER_BYTES:
         raise CheckpointError(path, f"{index.name} is too large for the index of a sharded checkpoint")

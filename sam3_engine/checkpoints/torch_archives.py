@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ..device_errors import raise_device_error
 from ..errors import CheckpointError, quote, quote_name
 from ..host_state import ignore_warnings
 from .foreign_files import FULL_PRECISION, describe_adapter, describe_quantized
@@ -39,7 +40,8 @@ def is_torch_archive(path: Path) -> bool:
             return False
         try:
             names = zipfile.ZipFile(file).namelist()
-        except Exception:  # a damaged directory can raise any of them
+        except Exception as error:  # a damaged directory can raise any of them
+            raise_device_error(error)
             return False
     tails = {name.partition("/")[2] for name in names}
     return "data.pkl" in tails and "constants.pkl" not in tails
@@ -91,8 +93,10 @@ def _verified_directory(path: Path) -> list[StoredEntry]:
             listed = zipfile.ZipFile(file).infolist()
             entries = [stored_entry(file, entry) for entry in listed]
     except OSError as error:
+        raise_device_error(error)
         raise CheckpointError(path, f"it cannot be opened ({error.strerror})") from error
     except Exception as error:  # a damaged file can raise any of them
+        raise_device_error(error)
         raise CheckpointError(path, f"it is damaged ({quote(error, _MAX_QUOTED)})") from error
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in listed):
         raise CheckpointError(path, "it was repacked with compression, which PyTorch cannot read")
@@ -116,6 +120,7 @@ def _verify(path: Path, entries: Mapping[StoredEntry, str]) -> None:
     try:
         damaged = find_damaged(path, entries)
     except OSError as error:
+        raise_device_error(error)
         raise CheckpointError(path, f"it cannot be read ({error.strerror})") from error
     if damaged:
         raise CheckpointError(path, f"it is damaged: the checksum of {entries[damaged]} is wrong")
@@ -135,6 +140,7 @@ def _map_archive(path: Path) -> tuple[Any, list[torch.UntypedStorage]]:
         with ignore_warnings(), torch.inference_mode(False):
             contents = torch.load(path, map_location=keep_on_cpu, weights_only=True, mmap=True)
     except Exception as error:  # a damaged file can raise any of them
+        raise_device_error(error)
         raise CheckpointError(path, _reason(error)) from error
     return contents, storages
 

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 
+from ..device_errors import raise_device_error
 from ..errors import CheckpointError
 from .safetensors_files import SafetensorsFile, ShardedFile, find_index
 from .torch_archives import TorchArchive, is_torch_archive
@@ -54,5 +55,6 @@ def open_weight_file(path: Path) -> WeightFile:
     try:
         is_archive = is_torch_archive(path)
     except OSError as error:
+        raise_device_error(error)
         raise CheckpointError(path, f"it cannot be opened ({error.strerror})") from error
     return TorchArchive(path) if is_archive else SafetensorsFile(path)

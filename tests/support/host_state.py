@@ -16,10 +16,7 @@ def snapshot():
     return {
         "autocast": [(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")],
         "autocast cache": torch.is_autocast_cache_enabled(),
-        "fp32 precision": [
-            switch.fp32_precision
-            for switch in (backends, backends.cuda.matmul, backends.cudnn, backends.cudnn.conv, backends.mkldnn.matmul)
-        ],
+        "fp32 precision": fp32_precision(),
         "older fp32 precision": older_fp32_precision(),
         "attention kernels": (
             backends.cuda.flash_sdp_enabled(),
@@ -49,10 +46,34 @@ def changes(before, after):
     return [name for name in before if before[name] != after[name]]
 
 
+def fp32_precision():
+    """Return the settings of PyTorch's newer precision API."""
+    backends = torch.backends
+    switches = (
+        backends,
+        backends.cuda.matmul,
+        backends.cudnn,
+        backends.cudnn.conv,
+        backends.cudnn.rnn,
+        backends.mkldnn,
+        backends.mkldnn.matmul,
+    )
+    return [switch.fp32_precision for switch in switches]
+
+
 def older_fp32_precision():
-    """Return the settings of PyTorch's older precision API; PyTorch cannot read them once the newer API differs."""
+    """Return the settings of PyTorch's older precision API; PyTorch cannot read one once the newer API differs."""
+    readers = (
+        torch.get_float32_matmul_precision,
+        lambda: torch.backends.cuda.matmul.allow_tf32,
+        lambda: torch.backends.cudnn.allow_tf32,
+    )
+    return [read_or_refuse(reader) for reader in readers]
+
+
+def read_or_refuse(reader):
     try:
-        return torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32
+        return reader()
     except RuntimeError:
         return "refused"
 
