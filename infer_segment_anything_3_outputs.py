@@ -50,6 +50,7 @@ _SHADES = (
 )
 _WIDEST_HUES = 0.06  # of a full turn, to both sides of a phrase's hue
 _NAMES = {MaskOutput: "a mask", ObjectsOutput: "the objects"}
+_STAYS = "stays, but is empty with these parameters"
 _NO_MASK = np.zeros((1, 1), np.uint8)
 _THING = 0  # Ikomia's number for countable objects; stuff such as sky has another
 
@@ -67,7 +68,9 @@ class SegmentOutputs:
         self._image = ImageOutput()
         self._masks = [MaskOutput()]  # as many as were ever needed
         self._objects = ObjectsOutput()
-        self._without_use: set[int] = set()  # connected outputs
+        # indices, from the first mask on, of connected outputs that the parameters do not imply, or not with that type
+        self._without_use: set[int] = set()
+        self._retyped: set[int] = set()
         self._video_folders = VideoFolders()
         task.set_output(self._image, 0)
         task.set_output(self._masks[0], 1)
@@ -88,13 +91,15 @@ class SegmentOutputs:
         gone = {index for index, output in enumerate(before) if output not in after[index : index + 1]}
         connected = {index - 1 for index in self._workflow.connected_outputs()} & gone if gone else set()
         if connected:
-            keeps_objects = objects or self._objects in (before[index] for index in connected)
+            keeps_objects = objects or self._objects in (before[index] for index in connected - self._retyped)
             after = self._ordered(max(masks, 1 + max(connected) - keeps_objects), keeps_objects)
-        for index in sorted(connected - self._without_use):
-            is_same = type(after[index]) is type(before[index])
-            now = "stays, but is empty with these parameters" if is_same else f"is now {_NAMES[type(after[index])]}"
-            logger.warning("Output %d, which is connected to another task, %s.", index + 1, now)
-        self._without_use = connected
+        retyped = {index for index in connected if type(after[index]) is not type(before[index])}
+        restored = retyped & self._retyped
+        for index in sorted(connected - self._without_use - restored):
+            is_now = f"is now {_NAMES[type(after[index])]}" if index in retyped else _STAYS
+            logger.warning("Output %d, which is connected to another task, %s.", index + 1, is_now)
+        self._without_use = connected - restored
+        self._retyped ^= retyped
         if before == after:
             return
         self._task.set_outputs([image, *after])
