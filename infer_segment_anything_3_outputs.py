@@ -21,8 +21,6 @@ from .sam3_engine.images import as_rgb8
 from .sam3_engine.prompts import PHRASES_EXPECTED, ConceptPrompt, GeometricPrompt, Prompt, is_plain_phrase
 
 if TYPE_CHECKING:
-    from ikomia import core
-
     from .infer_segment_anything_3_workflows import OwnWorkflow
     from .sam3_engine import Segment
 

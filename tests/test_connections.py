@@ -239,7 +239,13 @@ CHANGES = {  # the connected output, the task that follows, parameters before an
     "a phrase": (2, FILTER_MASK, {"input_box": BOXES}, {"input_text": "shoe", "input_box": ""}, FEWER),
     "no candidates": (3, FILTER_MASK, OUTPUTS["candidates"][0], {"multimask_output": False}, FEWER),
     "no objects": (2, FILTER_OBJECTS, TWO_BOXES_AND_OBJECTS, {"instance_output": False}, FEWER),
-    "boxes that cannot be read": (2, FILTER_OBJECTS, TWO_BOXES_AND_OBJECTS, {"input_box": "[[1, 2", "instance_output": False}, FEWER),
+    "boxes that cannot be read": (
+        2,
+        FILTER_OBJECTS,
+        TWO_BOXES_AND_OBJECTS,
+        {"input_box": "[[1, 2", "instance_output": False},
+        FEWER,
+    ),
     "objects": (2, FILTER_MASK, {"input_box": BOXES}, {"instance_output": True}, "is now the objects."),
 }
 
