@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .infer_segment_anything_3_workflows import OwnWorkflow
     from .sam3_engine import Segment
 
+    _Outputs = list[MaskOutput | ObjectsOutput]  # all after the image
+
 logger = logging.getLogger(__name__)
 
 Color = list[int]  # [r, g, b], 0..255
@@ -83,14 +85,21 @@ class SegmentOutputs:
             objects: whether there is an output of objects.
         """
         image, *before = self._task.get_outputs()
-        after = self._ordered(masks, objects)
-        if before == after:
-            return
+        after = self._ordered(masks, objects=objects)
+        if before != after:
+            after = self._with_connected(before, after)
+        if before != after:
+            self._task.set_outputs([image, *after])
+            self.clear()
+
+    def _with_connected(self, before: _Outputs, after: _Outputs) -> _Outputs:
+        """Return the outputs after a change, together with those that stay because they are connected."""
         gone = {index for index, output in enumerate(before) if output not in after[index : index + 1]}
         connected = {index - 1 for index in self._workflow.connected_outputs()} & gone if gone else set()
         if connected:
-            keeps_objects = objects or self._objects in (before[index] for index in connected - self._retyped)
-            after = self._ordered(max(masks, 1 + max(connected) - keeps_objects), keeps_objects)
+            objects = self._objects in (*after, *(before[index] for index in connected - self._retyped))
+            masks = len(after) - (self._objects in after)
+            after = self._ordered(max(masks, 1 + max(connected) - objects), objects=objects)
         retyped = {index for index in connected if type(after[index]) is not type(before[index])}
         restored = retyped & self._retyped
         for index in sorted(connected - self._without_use - restored):
@@ -98,12 +107,9 @@ class SegmentOutputs:
             logger.warning("Output %d, which is connected to another task, %s.", index + 1, is_now)
         self._without_use = connected - restored
         self._retyped ^= retyped
-        if before == after:
-            return
-        self._task.set_outputs([image, *after])
-        self.clear()
+        return after
 
-    def _ordered(self, masks: int, objects: bool) -> list[MaskOutput | ObjectsOutput]:
+    def _ordered(self, masks: int, *, objects: bool) -> _Outputs:
         """Return the outputs after the image."""
         self._masks += [MaskOutput() for _ in range(masks - len(self._masks))]
         first, *further = self._masks[:masks]
@@ -123,7 +129,7 @@ class SegmentOutputs:
         """Empty all outputs but the image."""
         for mask in self._masks:
             mask.set_mask(_NO_MASK)  # clear_data() alone leaves the polygons of the last mask
-        for output in (*self._masks, self._objects):
+        for output in self._ordered(len(self._masks), objects=True):
             output.clear_data()
             output.description = ""
             output.auto_save = self._masks[0].auto_save
@@ -155,21 +161,18 @@ class SegmentOutputs:
             unused: what is set or drawn but not used; the descriptions of the masks name it.
         """
         colors = _colors(prompt, segments)
-        is_outline = isinstance(prompt, GeometricPrompt)
-        masks = len(segments) if is_outline else 1
+        masks = len(segments) if isinstance(prompt, GeometricPrompt) else 1
         self.arrange(masks, objects=objects)
-        if is_outline:
+        if isinstance(prompt, GeometricPrompt):
             self._write_outlines(prompt, segments, colors)
         else:
             self._write_label_map(prompt, segments, colors, width, height)
         if unused:
-            for output in self._task.get_outputs()[1:]:
+            for output in self._masks[:masks]:
                 output.description += f"; not used: {', '.join(unused)}"
-        for output in self._task.get_outputs()[1:]:
-            if output is self._objects:
-                self._write_objects(prompt, *((segments, colors) if objects else ((), ())), width, height)
-            elif output not in self._masks[:masks]:  # it stays because it is connected
-                self._fill(output, np.zeros((height, width), np.uint8), [], [], "no mask with these parameters")
+        if objects:
+            self._write_objects(prompt, segments, colors, width, height)
+        self._fill_others(width, height)
 
     def finish(self) -> None:
         """End a run: make the image fit for display, and choose the files that Ikomia saves the outputs to.
@@ -269,6 +272,16 @@ class SegmentOutputs:
                 color,
             )
         objects.description = f"{len(segments)} object(s)"
+
+    def _fill_others(self, width: int, height: int) -> None:
+        """Fill the outputs that stay because they are connected: Ikomia's tasks refuse an input without data."""
+        for output in self._task.get_outputs()[1:]:
+            if output.is_data_available():
+                continue
+            if output is self._objects:
+                self._write_objects(None, [], [], width, height)
+            else:
+                self._fill(output, np.zeros((height, width), np.uint8), [], [], "no mask with these parameters")
 
     def _fill(
         self, output: MaskOutput, mask: np.ndarray, names: Sequence[str], colors: Sequence[Color], description: str
