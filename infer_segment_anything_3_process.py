@@ -7,7 +7,7 @@ import logging
 import numbers
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_NO_CATEGORY = "Default"  # what Ikomia calls the category of graphics that have none
 _WEIGHTS_FOLDER = Path(__file__).resolve().parent / "weights"
 
 
@@ -226,17 +227,43 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
         graphics = self.get_input(1)
         if graphics is None or not graphics.is_data_available():
             return Drawing()
-        rectangles, points, others = [], [], []
-        for item in graphics.get_items():
+        rectangles, names, points, others = [], [], [], []
+        for item in _without_annotations(graphics.get_items()):
             kind = item.get_type()
             if kind == core.GraphicsItem.POINT:
                 points.append((item.point.x, item.point.y))
             elif corners := _corners(item):
                 xs, ys = zip(*corners, strict=True)
                 rectangles.append((min(xs), min(ys), max(xs), max(ys)))
+                names.append(_category(item))
             else:
                 others.append(kind.name.lower())
-        return Drawing(tuple(rectangles), tuple(points), tuple(others), width, height)
+        return Drawing(tuple(rectangles), tuple(points), tuple(others), width, height, tuple(names))
+
+
+def _without_annotations(items: Iterable[core.CGraphicsItem]) -> Iterator[core.CGraphicsItem]:
+    """Yield graphics, but of a detection only its box.
+
+    Another task's detections are rectangles with a category. Each may be followed by the outline of the same object and
+    by a text, its label.
+    """
+    kinds = core.GraphicsItem
+    detected = ""
+    for item in items:
+        kind = item.get_type()
+        if kind == kinds.RECTANGLE:
+            detected = _category(item)
+        elif detected and (
+            kind == kinds.TEXT or (kind in (kinds.POLYGON, kinds.COMPLEX_POLYGON) and _category(item) == detected)
+        ):
+            continue
+        yield item
+
+
+def _category(item: core.CGraphicsItem) -> str:
+    """Return the class of a detection; blank for what a user draws."""
+    category = item.get_category()
+    return "" if category == _NO_CATEGORY else category
 
 
 def _corners(item: core.CGraphicsItem) -> list[tuple[float, float]]:

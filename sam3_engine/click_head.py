@@ -58,28 +58,36 @@ class ClickHead:
             "point_coords": np.array(fitted.relative_points) if prompt.points else None,
             "point_labels": np.array(prompt.point_labels) if prompt.points else None,
         }
+        names = prompt.box_names or (UNNAMED,) * max(1, len(prompt.boxes))
         segments: list[Segment] = []
-        for boxes in _split_into_passes(fitted.relative_boxes):
+        for start in range(0, len(names), _BOXES_PER_PASS):
             on_step()
-            segments += self._segment_pass(embedding, boxes, points, options.multimask)
+            end = start + _BOXES_PER_PASS
+            boxes = fitted.relative_boxes[start:end]
+            segments += self._segment_pass(embedding, boxes, names[start:end], points, options.multimask)
         return remove_small_regions(segments, options.min_region_percent)
 
     def _segment_pass(
-        self, embedding: ImageEmbedding, boxes: Sequence[Box], points: Mapping[str, Any], multimask: bool
+        self,
+        embedding: ImageEmbedding,
+        boxes: Sequence[Box],
+        names: Sequence[str],
+        points: Mapping[str, Any],
+        multimask: bool,
     ) -> Iterator[Segment]:
+        """Yield the segments of one object per name."""
         mask_logits, scores = self._predict(embedding, boxes, points, multimask)
         if not (np.isfinite(mask_logits).all() and np.isfinite(scores).all()):
             raise NotFiniteError
         # the package would leave holes unfilled, without a word, where Triton has no compiler or memory runs out
         mask_logits = fill_small_holes(mask_logits, self._max_hole_area)
-        objects = max(1, len(boxes))
         # back to the model's device, where the masks are computed: logits are smaller than masks
         logits = torch.from_numpy(mask_logits).to(self._model.device)
-        logits = logits.reshape(objects, -1, self._mask_side, self._mask_side)
-        for object_logits, object_scores in zip(logits, scores.reshape(objects, -1), strict=True):
+        logits = logits.reshape(len(names), -1, self._mask_side, self._mask_side)
+        for name, object_logits, object_scores in zip(names, logits, scores.reshape(len(names), -1), strict=True):
             for candidate in np.argsort(-object_scores, kind="stable"):
                 score = float(object_scores[candidate])
-                yield Segment(object_logits[candidate], embedding.width, embedding.height, score, UNNAMED)
+                yield Segment(object_logits[candidate], embedding.width, embedding.height, score, name)
 
     def _predict(
         self, embedding: ImageEmbedding, boxes: Sequence[Box], points: Mapping[str, Any], multimask: bool
@@ -103,9 +111,3 @@ class ClickHead:
             forget_image(self._network)
             raise
         return mask_logits, scores
-
-
-def _split_into_passes(boxes: tuple[Box, ...]) -> Iterator[tuple[Box, ...]]:
-    """Yield a few boxes at a time; one empty pass if there are none."""
-    for start in range(0, max(1, len(boxes)), _BOXES_PER_PASS):
-        yield boxes[start : start + _BOXES_PER_PASS]

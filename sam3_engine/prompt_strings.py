@@ -64,6 +64,8 @@ class Drawing:
         points: ``(x, y)``.
         others: what else is drawn and cannot be a prompt, such as "polyline".
         width, height: of the image, in pixels; infinite if unknown.
+        names: one per rectangle, the class of the detection that it is; blank for others. None at all if nothing is
+            detected.
     """
 
     rectangles: tuple[Box, ...] = ()
@@ -71,6 +73,7 @@ class Drawing:
     others: tuple[str, ...] = ()
     width: float = math.inf
     height: float = math.inf
+    names: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.rectangles or self.points or self.others)
@@ -295,7 +298,8 @@ class PromptStrings:
             _warn_of_refining(boxes)
             unused.append("drawn points")
         unused += self._warn_of_labels(points=bool(drawing.points))
-        prompt = self._geometric_prompt(boxes, points, labels, drawn=True)
+        names = _compress(drawing.names, drawing.usable_rectangles)
+        prompt = self._geometric_prompt(boxes, points, labels, names, drawn=True)
         return ChosenPrompt(prompt, True, tuple(unused)) if prompt else None
 
     def _warn_of_labels(self, *, points: bool) -> tuple[str, ...]:
@@ -342,12 +346,17 @@ class PromptStrings:
             return ConceptPrompt(phrases, boxes, labels)
 
     def _geometric_prompt(
-        self, boxes: tuple[Box, ...], points: tuple[Point, ...], labels: tuple[int, ...], drawn: bool = False
+        self,
+        boxes: tuple[Box, ...],
+        points: tuple[Point, ...],
+        labels: tuple[int, ...],
+        names: tuple[str, ...] = (),
+        drawn: bool = False,
     ) -> GeometricPrompt | None:
         if not (boxes or points):
             return None
         with _naming(_DRAWN if drawn else _TYPED):
-            return GeometricPrompt(boxes, points, labels)
+            return GeometricPrompt(boxes, points, labels, names)
 
 
 def parse_phrases(text: str) -> tuple[str, ...]:

@@ -90,6 +90,7 @@ class GeometricPrompt:
         boxes: ``(x1, y1, x2, y2)`` in source pixels, one per object.
         points: ``(x, y)`` in source pixels; with one box they refine it, with more they are an error.
         point_labels: one per point, 1 or True for foreground, 0 or False for background.
+        box_names: one per box, the label of its segments, for example a detector's class; by default "object".
 
     Raises:
         PromptError: there is nothing to segment, or a value cannot be used; see the message.
@@ -98,11 +99,13 @@ class GeometricPrompt:
     boxes: tuple[Box, ...] = ()
     points: tuple[Point, ...] = ()
     point_labels: tuple[int, ...] = ()
+    box_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _set(self, boxes=_checked_boxes(self.boxes))
         _set(self, points=_checked_rows("points", self.points, 2, POINTS_EXPECTED))
         _set(self, point_labels=checked_labels("point_labels", self.point_labels, len(self.points)))
+        _set(self, box_names=_checked_names(self.box_names, len(self.boxes)))
         if self.points and len(self.boxes) > 1:
             raise PromptError("points", self.points, f"points refine a single box, not {len(self.boxes)} boxes")
         if not (self.boxes or self.points):
@@ -110,8 +113,8 @@ class GeometricPrompt:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The label of the segments: "object"."""
-        return (UNNAMED,)
+        """The labels of the segments, in the order of the boxes, each once."""
+        return tuple(dict.fromkeys(self.box_names)) or (UNNAMED,)
 
 
 Prompt = ConceptPrompt | GeometricPrompt
@@ -160,6 +163,21 @@ def _checked_phrases(phrases: Iterable[str]) -> tuple[str, ...]:
         if re.search("[\ud800-\udfff]", phrase):
             raise PromptError("phrases", phrases, f"it has half a character (a lone surrogate); {PHRASES_EXPECTED}")
     return tuple(dict.fromkeys(" ".join(phrase.split()) for phrase in phrases))
+
+
+def _checked_names(names: Iterable[str], boxes: int) -> tuple[str, ...]:
+    """Return one name per box, without line breaks; blank ones are "object". Return none if all boxes are unnamed."""
+    if isinstance(names, str):
+        raise TypeError(f"box_names = {names!r}: expected a tuple of strings")
+    names = list(map(to_plain, names))
+    for name in names:
+        if not isinstance(name, str):
+            raise PromptError("box_names", names, f"{quote(name)} is not a string; expected one name per box")
+    if names and len(names) != boxes:
+        counts = f"{_count(len(names), 'name')} for {_count(boxes, 'box')}"
+        raise PromptError("box_names", names, f"{counts}; expected one name per box")
+    cleaned = tuple(" ".join(name.split()) or UNNAMED for name in names)
+    return cleaned if any(name != UNNAMED for name in cleaned) else ()
 
 
 def _checked_boxes(boxes: Iterable[Sequence[float]]) -> tuple[Box, ...]:

@@ -21,6 +21,7 @@ RUNS = {
         (TRUCK, r"(?s)truck: .*wheel: .*wheel: .* box 3 of 3"),
         (DEFAULT, r"truck: \d+ pixels"),
     ],
+    "detector_in_workflow.py": [(TRUCK, r"truck \(class 0\): .*\nwheel \(class 1\): .*\nwheel \(class 1\): score 0\.")],
     "engine_without_ikomia.py": [(SMALL, r"(?s)wheel, score 0\..* pixels.*(middle, score .*){3}")],
     "example_boxes.py": [(TRUCK, r"(?s)rear wheel: \d.* x object.*front one: \d.* x wheel")],
     "folder_of_images.py": [(("photos",), r"a\.jpg: [1-9]\d* objects\nb\.png: [1-9]\d* objects")],
