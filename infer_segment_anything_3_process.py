@@ -7,20 +7,20 @@ import logging
 import numbers
 import os
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ikomia import core, dataprocess
 
+from .infer_segment_anything_3_graphics import read_drawing
 from .infer_segment_anything_3_outputs import SegmentOutputs
 from .infer_segment_anything_3_workflows import OwnWorkflow
 from .sam3_engine import __version__
 from .sam3_engine.arrays import to_plain
 from .sam3_engine.devices import choose_device
 from .sam3_engine.errors import quote
-from .sam3_engine.prompt_strings import Drawing
 from .sam3_engine.prompts import GeometricPrompt
 from .sam3_engine.settings import Settings
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_NO_CATEGORY = "Default"  # what Ikomia calls the category of graphics that have none
 _WEIGHTS_FOLDER = Path(__file__).resolve().parent / "weights"
 
 
@@ -187,7 +186,9 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
         if image is None:
             raise ValueError("No image at the first input: it is not connected, or the file cannot be read.")
         height, width = image.shape[:2]
-        chosen = settings.prompt(self._drawing(width, height))
+        graphics = self.get_input(1)
+        drawn = graphics is not None and graphics.is_data_available()
+        chosen = settings.prompt(read_drawing(graphics, width, height) if drawn else None)
         if chosen is None:
             logger.warning("Nothing to segment: set input_text, input_box or input_point, or draw on the image.")
             unused = settings.prompt_strings.labels_without_use()
@@ -221,59 +222,6 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
             self._device, self._cuda = choose_device(settings.cuda), settings.cuda
         self._predictor = settings.open_predictor(_WEIGHTS_FOLDER, self._device, replaces=self._predictor)
         return self._predictor
-
-    def _drawing(self, width: int, height: int) -> Drawing:
-        """Return what is drawn on the second input, for an image of ``width`` x ``height`` pixels."""
-        graphics = self.get_input(1)
-        if graphics is None or not graphics.is_data_available():
-            return Drawing()
-        rectangles, names, points, others = [], [], [], []
-        for item in _without_annotations(graphics.get_items()):
-            kind = item.get_type()
-            if kind == core.GraphicsItem.POINT:
-                points.append((item.point.x, item.point.y))
-            elif corners := _corners(item):
-                xs, ys = zip(*corners, strict=True)
-                rectangles.append((min(xs), min(ys), max(xs), max(ys)))
-                names.append(_category(item))
-            else:
-                others.append(kind.name.lower())
-        return Drawing(tuple(rectangles), tuple(points), tuple(others), width, height, tuple(names))
-
-
-def _without_annotations(items: Iterable[core.CGraphicsItem]) -> Iterator[core.CGraphicsItem]:
-    """Yield graphics, but of a detection only its box.
-
-    Another task's detections are rectangles with a category. Each may be followed by the outline of the same object and
-    by a text, its label.
-    """
-    kinds = core.GraphicsItem
-    detected = ""
-    for item in items:
-        kind = item.get_type()
-        if kind == kinds.RECTANGLE:
-            detected = _category(item)
-        elif detected and (
-            kind == kinds.TEXT or (kind in (kinds.POLYGON, kinds.COMPLEX_POLYGON) and _category(item) == detected)
-        ):
-            continue
-        yield item
-
-
-def _category(item: core.CGraphicsItem) -> str:
-    """Return the class of a detection; blank for what a user draws."""
-    category = item.get_category()
-    return "" if category == _NO_CATEGORY else category
-
-
-def _corners(item: core.CGraphicsItem) -> list[tuple[float, float]]:
-    """Return points (x, y) whose bounds are those of a rectangle, ellipse or polygon; none for other graphics."""
-    kinds, kind = core.GraphicsItem, item.get_type()
-    if kind in (kinds.RECTANGLE, kinds.ELLIPSE):
-        return [(item.x, item.y), (item.x + item.width, item.y + item.height)]
-    if kind in (kinds.POLYGON, kinds.COMPLEX_POLYGON):
-        return [(point.x, point.y) for point in (item.points if kind == kinds.POLYGON else item.outer)]
-    return []
 
 
 def _to_string(name: str, value: object) -> str:

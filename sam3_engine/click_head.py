@@ -16,7 +16,7 @@ from .fitting import FittedPrompt
 from .internals import forget_image, mask_logits_side
 from .model import Model, NotFiniteError, Sam3Image
 from .options import Options
-from .prompts import UNNAMED, Box, GeometricPrompt
+from .prompts import Box, GeometricPrompt
 from .regions import fill_small_holes, remove_small_regions
 from .segments import Segment
 from .weight_precision import to_precision
@@ -58,24 +58,20 @@ class ClickHead:
             "point_coords": np.array(fitted.relative_points) if prompt.points else None,
             "point_labels": np.array(prompt.point_labels) if prompt.points else None,
         }
-        names = prompt.box_names or (UNNAMED,) * max(1, len(prompt.boxes))
         segments: list[Segment] = []
-        for start in range(0, len(names), _BOXES_PER_PASS):
+        for boxes, labels in _split_into_passes(fitted.relative_boxes, prompt.labels):
             on_step()
-            end = start + _BOXES_PER_PASS
-            boxes = fitted.relative_boxes[start:end]
-            segments += self._segment_pass(embedding, boxes, names[start:end], points, options.multimask)
+            segments += self._segment_pass(embedding, boxes, points, labels, options.multimask)
         return remove_small_regions(segments, options.min_region_percent)
 
     def _segment_pass(
         self,
         embedding: ImageEmbedding,
         boxes: Sequence[Box],
-        names: Sequence[str],
         points: Mapping[str, Any],
+        labels: Sequence[str],
         multimask: bool,
     ) -> Iterator[Segment]:
-        """Yield the segments of one object per name."""
         mask_logits, scores = self._predict(embedding, boxes, points, multimask)
         if not (np.isfinite(mask_logits).all() and np.isfinite(scores).all()):
             raise NotFiniteError
@@ -83,11 +79,12 @@ class ClickHead:
         mask_logits = fill_small_holes(mask_logits, self._max_hole_area)
         # back to the model's device, where the masks are computed: logits are smaller than masks
         logits = torch.from_numpy(mask_logits).to(self._model.device)
-        logits = logits.reshape(len(names), -1, self._mask_side, self._mask_side)
-        for name, object_logits, object_scores in zip(names, logits, scores.reshape(len(names), -1), strict=True):
+        logits = logits.reshape(len(labels), -1, self._mask_side, self._mask_side)
+        scores = scores.reshape(len(labels), -1)
+        for label, object_logits, object_scores in zip(labels, logits, scores, strict=True):
             for candidate in np.argsort(-object_scores, kind="stable"):
                 score = float(object_scores[candidate])
-                yield Segment(object_logits[candidate], embedding.width, embedding.height, score, name)
+                yield Segment(object_logits[candidate], embedding.width, embedding.height, score, label)
 
     def _predict(
         self, embedding: ImageEmbedding, boxes: Sequence[Box], points: Mapping[str, Any], multimask: bool
@@ -111,3 +108,12 @@ class ClickHead:
             forget_image(self._network)
             raise
         return mask_logits, scores
+
+
+def _split_into_passes(
+    boxes: tuple[Box, ...], labels: tuple[str, ...]
+) -> Iterator[tuple[tuple[Box, ...], tuple[str, ...]]]:
+    """Yield a few boxes and their labels at a time; if there are no boxes, one pass for the object of the points."""
+    for start in range(0, len(labels), _BOXES_PER_PASS):
+        of_pass = slice(start, start + _BOXES_PER_PASS)
+        yield boxes[of_pass], labels[of_pass]

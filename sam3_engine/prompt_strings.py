@@ -49,7 +49,7 @@ _TYPED = {
     "points": "input_point",
     "point_labels": "input_point_label",
 }
-_DRAWN = {**_TYPED, "boxes": "drawn rectangle", "points": "drawn point"}
+_DRAWN = {**_TYPED, "boxes": "drawn rectangle", "points": "drawn point", "categories": "drawn rectangle"}
 _OUTRANKED = ("input_box", "input_point", "drawn graphics", "drawn points")  # by concepts
 _DRAWING_EXPECTED = "draw a rectangle, ellipse or polygon around an object, or a point on it"
 _CLOSING = {'"': '"', "`": "`", "'": "'", "“": "”", "”": "”", "„": "“”", "«": "»", "»": "«", "‘": "’"}
@@ -64,8 +64,7 @@ class Drawing:
         points: ``(x, y)``.
         others: what else is drawn and cannot be a prompt, such as "polyline".
         width, height: of the image, in pixels; infinite if unknown.
-        names: one per rectangle, the class of the detection that it is; blank for others. None at all if nothing is
-            detected.
+        categories: one per rectangle, what is in it according to a detector, blank if unknown; or none.
     """
 
     rectangles: tuple[Box, ...] = ()
@@ -73,7 +72,7 @@ class Drawing:
     others: tuple[str, ...] = ()
     width: float = math.inf
     height: float = math.inf
-    names: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.rectangles or self.points or self.others)
@@ -298,8 +297,8 @@ class PromptStrings:
             _warn_of_refining(boxes)
             unused.append("drawn points")
         unused += self._warn_of_labels(points=bool(drawing.points))
-        names = _compress(drawing.names, drawing.usable_rectangles)
-        prompt = self._geometric_prompt(boxes, points, labels, names, drawn=True)
+        categories = _compress(drawing.categories, drawing.usable_rectangles)
+        prompt = self._geometric_prompt(boxes, points, labels, categories, drawn=True)
         return ChosenPrompt(prompt, True, tuple(unused)) if prompt else None
 
     def _warn_of_labels(self, *, points: bool) -> tuple[str, ...]:
@@ -350,13 +349,13 @@ class PromptStrings:
         boxes: tuple[Box, ...],
         points: tuple[Point, ...],
         labels: tuple[int, ...],
-        names: tuple[str, ...] = (),
+        categories: tuple[str, ...] = (),
         drawn: bool = False,
     ) -> GeometricPrompt | None:
         if not (boxes or points):
             return None
         with _naming(_DRAWN if drawn else _TYPED):
-            return GeometricPrompt(boxes, points, labels, names)
+            return GeometricPrompt(boxes, points, labels, categories)
 
 
 def parse_phrases(text: str) -> tuple[str, ...]:

@@ -25,13 +25,14 @@ BACKGROUND = 0
 POSITIVE = 1
 NEGATIVE = 0
 
-UNNAMED = "object"  # the label of segments that no phrase names
+UNNAMED = "object"  # the label of segments that neither a phrase nor a category names
 
 PHRASES_EXPECTED = 'expected a noun phrase, or a list of noun phrases ["shoe", "person"]'
 BOXES_EXPECTED = "expected a list of boxes [[x1, y1, x2, y2], ...] in pixels, with x1 < x2 and y1 < y2"
 POINTS_EXPECTED = "expected a list of points [[x, y], ...] in pixels"
 BOX_LABELS_EXPECTED = "expected a list with one label per box, 1 for a positive and 0 for a negative example"
 POINT_LABELS_EXPECTED = "expected a list with one label per point, 1 for foreground and 0 for background"
+_CATEGORIES_EXPECTED = "expected none, or one string per box"
 
 _MAX_PHRASE_LENGTH = 1000  # far more than the 30 tokens that SAM 3 reads, and still fast to tokenize
 _SEPARATORS = re.compile("[,;、，；]")
@@ -90,31 +91,38 @@ class GeometricPrompt:
         boxes: ``(x1, y1, x2, y2)`` in source pixels, one per object.
         points: ``(x, y)`` in source pixels; with one box they refine it, with more they are an error.
         point_labels: one per point, 1 or True for foreground, 0 or False for background.
-        box_names: one per box, the label of its segments, for example a detector's class; by default "object".
+        categories: one per box, what is in it, for example according to a detector; or none. White space is collapsed,
+            and a blank category is "object". If all are, there are none.
 
     Raises:
         PromptError: there is nothing to segment, or a value cannot be used; see the message.
+        TypeError: ``categories`` is a string; each of its letters would be a category.
     """
 
     boxes: tuple[Box, ...] = ()
     points: tuple[Point, ...] = ()
     point_labels: tuple[int, ...] = ()
-    box_names: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _set(self, boxes=_checked_boxes(self.boxes))
         _set(self, points=_checked_rows("points", self.points, 2, POINTS_EXPECTED))
         _set(self, point_labels=checked_labels("point_labels", self.point_labels, len(self.points)))
-        _set(self, box_names=_checked_names(self.box_names, len(self.boxes)))
+        _set(self, categories=_checked_categories(self.categories, len(self.boxes)))
         if self.points and len(self.boxes) > 1:
             raise PromptError("points", self.points, f"points refine a single box, not {len(self.boxes)} boxes")
         if not (self.boxes or self.points):
             raise PromptError("boxes", "", "there is nothing to segment; expected a box or a point")
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """The label of each object's segments: the category of its box, or "object"."""
+        return self.categories or (UNNAMED,) * max(1, len(self.boxes))
+
+    @property
     def names(self) -> tuple[str, ...]:
-        """The labels of the segments, in the order of the boxes, each once."""
-        return tuple(dict.fromkeys(self.box_names)) or (UNNAMED,)
+        """The different labels, in the order in which they first appear."""
+        return tuple(dict.fromkeys(self.labels))
 
 
 Prompt = ConceptPrompt | GeometricPrompt
@@ -165,19 +173,18 @@ def _checked_phrases(phrases: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(" ".join(phrase.split()) for phrase in phrases))
 
 
-def _checked_names(names: Iterable[str], boxes: int) -> tuple[str, ...]:
-    """Return one name per box, without line breaks; blank ones are "object". Return none if all boxes are unnamed."""
-    if isinstance(names, str):
-        raise TypeError(f"box_names = {names!r}: expected a tuple of strings")
-    names = list(map(to_plain, names))
-    for name in names:
-        if not isinstance(name, str):
-            raise PromptError("box_names", names, f"{quote(name)} is not a string; expected one name per box")
-    if names and len(names) != boxes:
-        counts = f"{_count(len(names), 'name')} for {_count(boxes, 'box')}"
-        raise PromptError("box_names", names, f"{counts}; expected one name per box")
-    cleaned = tuple(" ".join(name.split()) or UNNAMED for name in names)
-    return cleaned if any(name != UNNAMED for name in cleaned) else ()
+def _checked_categories(categories: Iterable[str], boxes: int) -> tuple[str, ...]:
+    if isinstance(categories, str):
+        raise TypeError(f"categories = {categories!r}: expected a tuple of strings")
+    categories = list(map(to_plain, categories))
+    for category in categories:
+        if not isinstance(category, str):
+            raise PromptError("categories", categories, f"{quote(category)} is not a string; {_CATEGORIES_EXPECTED}")
+    if categories and len(categories) != boxes:
+        counts = f"{len(categories)} for {_count(boxes, 'box')}"
+        raise PromptError("categories", categories, f"{counts}; {_CATEGORIES_EXPECTED}")
+    labels = tuple(" ".join(category.split()) or UNNAMED for category in categories)
+    return labels if any(label != UNNAMED for label in labels) else ()
 
 
 def _checked_boxes(boxes: Iterable[Sequence[float]]) -> tuple[Box, ...]:

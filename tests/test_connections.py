@@ -10,10 +10,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from ikomia import core, dataprocess
+from ikomia import dataprocess
 from ikomia.dataprocess.workflow import Workflow
 
 from testbed.plugin import PLUGIN, REPOSITORY
+from tests.support.detector import Detector
 from tests.support.workflow_user import content, results
 
 pytestmark = pytest.mark.usefixtures("plugins_directory")
@@ -282,71 +283,20 @@ def test_a_connected_output_that_goes_stays_empty_with_one_warning(new_workflow,
 
 # --- boxes of a task that precedes
 
-CLASSES = ["dog", "cat"]
 
-
-class Detector(dataprocess.CObjectDetectionTask):
-    """A detector that finds whatever boxes it is given."""
-
-    def __init__(self):
-        dataprocess.CObjectDetectionTask.__init__(self, "detector")
-        self.set_param_object(core.CWorkflowTaskParam())
-        self.boxes = []
-
-    def get_progress_steps(self):
-        return 1
-
-    def run(self):
-        self.begin_task_run()
-        self.set_names(CLASSES)
-        for number, (left, top, right, bottom) in enumerate(self.boxes):
-            box = float(left), float(top), float(right - left), float(bottom - top)
-            self.add_object(number, number % len(CLASSES), 0.9, *box)
-        self.forward_input_image(0, 0)
-        self.end_task_run()
-
-
-class Segmenter(dataprocess.CInstanceSegmentationTask):
-    """A detector that also has a mask of each box."""
-
-    def __init__(self):
-        dataprocess.CInstanceSegmentationTask.__init__(self, "segmenter")
-        self.set_param_object(core.CWorkflowTaskParam())
-        self.boxes = []
-
-    def get_progress_steps(self):
-        return 1
-
-    def run(self):
-        self.begin_task_run()
-        height, width = self.get_input(0).get_image().shape[:2]
-        self.get_output(1).init(self.name, 0, width, height)
-        self.set_names(CLASSES)
-        for number, (left, top, right, bottom) in enumerate(self.boxes):
-            mask = np.zeros((height, width), np.uint8)
-            mask[top + 2 : bottom, left:right] = 1
-            mask[(top + bottom) // 2] = 0  # two parts
-            box = float(left), float(top), float(right - left), float(bottom - top)
-            self.add_object(number, 0, number % len(CLASSES), 0.9, *box, mask)
-        self.forward_input_image(0, 0)
-        self.end_task_run()
-
-
-@pytest.fixture(params=[Detector, Segmenter])
-def detector_and_plugin(small_checkpoint, request):
+@pytest.fixture
+def detector_and_plugin(small_checkpoint):
     """Return a workflow, a detector in it, and the plugin, which segments the detector's boxes."""
     workflow = Workflow()
-    detector = workflow.add_task(task=request.param(), auto_connect=True)
+    detector = workflow.add_task(task=Detector(), auto_connect=True)
     task = workflow.add_task(name=PLUGIN, auto_connect=False)
     workflow.connect_tasks(detector, task, [(0, 0), (1, 1)])
     task.set_parameters({"model_weight_file": small_checkpoint, "cuda": False})
     return workflow, detector, task
 
 
-@pytest.mark.parametrize("parameters", [{}, {"multimask_output": True}])
-def test_the_masks_of_detected_boxes_are_those_of_typed_ones_but_named(
-    detector_and_plugin, new_workflow, image, caplog, parameters
-):
+@pytest.mark.parametrize("parameters", [{}, {"multimask_output": True}, {"instance_output": True}])
+def test_the_outputs_of_detected_boxes_are_those_of_typed_ones(detector_and_plugin, new_workflow, image, parameters):
     workflow, detector, task = detector_and_plugin
     workflow.set_parameters(parameters, task_obj=task)
     for boxes in (BOXES, BOXES[:1], BOXES[1:]):
@@ -354,34 +304,7 @@ def test_the_masks_of_detected_boxes_are_those_of_typed_ones_but_named(
         workflow.run_on(array=image)
         alone, typed = new_workflow(input_box=boxes, **parameters)
         alone.run_on(array=image)
-        candidates = 3 if parameters else 1
-        expected = typed.get_outputs()[1:]
-        for number, (output, one) in enumerate(zip(task.get_outputs()[1:], expected, strict=True)):
-            name = CLASSES[number // candidates % len(CLASSES)]
-            assert output.get_class_names() == ["background", name]
-            assert output.description == one.description.replace("object", name)
-            assert output.get_colors() == one.get_colors()
-            assert np.array_equal(output.get_mask(), one.get_mask())
-    assert not warnings_of(caplog)  # the labels beside the boxes and the outlines are no prompts
-
-
-def test_the_objects_of_detected_boxes_keep_their_classes_in_the_order_of_appearance(detector_and_plugin, image):
-    workflow, detector, task = detector_and_plugin
-    workflow.set_parameters({"instance_output": True}, task_obj=task)
-    detector.boxes = [BOXES[0], BOXES[1], BOXES[2], BOXES[0]]
-    workflow.run_on(array=image)
-    found = task.get_output(2).get_objects()
-    assert [(one.label, one.class_index) for one in found] == [("dog", 0), ("cat", 1), ("dog", 0), ("cat", 1)]
-
-
-def test_a_typed_prompt_takes_precedence_over_detections(detector_and_plugin, image):
-    workflow, detector, task = detector_and_plugin
-    detector.boxes = BOXES
-    workflow.set_parameters({"input_box": BOXES[0]}, task_obj=task)
-    workflow.run_on(array=image)
-    (output,) = task.get_outputs()[1:]
-    assert output.get_class_names() == ["background", "object"]
-    assert output.description.endswith("; not used: drawn graphics")
+        assert list(map(content, task.get_outputs())) == list(map(content, typed.get_outputs()))
 
 
 def test_masks_of_detected_boxes_can_be_connected_after_a_run(detector_and_plugin, image, caplog):

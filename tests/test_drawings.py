@@ -123,28 +123,6 @@ def test_if_the_only_positive_rectangle_is_skipped_a_phrase_is_needed():
     assert (chosen.prompt, chosen.unused) == (ConceptPrompt(("shoe",)), ("drawn shape without area",))
 
 
-def test_the_name_of_a_skipped_rectangle_is_skipped_with_it():
-    rectangles = (BOX, NO_AREA[0], OTHER_BOX)
-    chosen = choose(drawing=Drawing(rectangles, width=WIDTH, height=HEIGHT, names=("cat", "dog", "bird")))
-    assert chosen.prompt == GeometricPrompt((BOX, OTHER_BOX), box_names=("cat", "bird"))
-
-
-@pytest.mark.parametrize(
-    ("names", "cleaned", "classes"),
-    [
-        ((), (), ("object",)),
-        (("", " "), (), ("object",)),
-        (("object", "object"), (), ("object",)),
-        (("cat", ""), ("cat", "object"), ("cat", "object")),
-        (("dog", "dog"), ("dog", "dog"), ("dog",)),
-        (np.array(["two\n words ", "cat"]), ("two words", "cat"), ("two words", "cat")),
-    ],
-)
-def test_names_of_boxes_are_clean_and_those_without_are_objects(names, cleaned, classes):
-    prompt = GeometricPrompt((BOX, OTHER_BOX), box_names=names)
-    assert (prompt.box_names, prompt.names) == (cleaned, classes)
-
-
 def test_the_label_of_a_skipped_point_is_skipped_with_it():
     drawing = drawn_together(Drawing(points=(POINT, POINTS_OUTSIDE[0], (7.0, 8.0))))
     prompt = chosen_prompt(input_point_label="[1, 1, 0]", drawing=drawing)
