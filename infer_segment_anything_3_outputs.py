@@ -21,7 +21,10 @@ from .sam3_engine.images import as_rgb8
 from .sam3_engine.prompts import PHRASES_EXPECTED, ConceptPrompt, GeometricPrompt, Prompt, is_plain_phrase
 
 if TYPE_CHECKING:
+    from .infer_segment_anything_3_workflows import OwnWorkflow
     from .sam3_engine import Segment
+
+    _Outputs = list[MaskOutput | ObjectsOutput]  # all after the image
 
 logger = logging.getLogger(__name__)
 
@@ -46,41 +49,93 @@ _SHADES = (
     (1.0, 0.5, 1.0),
 )
 _WIDEST_HUES = 0.06  # of a full turn, to both sides of a phrase's hue
+_NAMES = {MaskOutput: "a mask", ObjectsOutput: "the objects"}
+_STAYS = "stays, but is empty with these parameters"
 _NO_MASK = np.zeros((1, 1), np.uint8)
 _THING = 0  # Ikomia's number for countable objects; stuff such as sky has another
 
 
 class SegmentOutputs:
-    """The outputs of a task: the image, ``CSemanticSegmentationIO`` with masks and, on request, the objects.
+    """The outputs of a task: the image, the first mask, on request the objects, and further masks.
 
-    A workflow never frees an output that was added to one of its tasks, so outputs are reused, not replaced.
+    They exist, empty, as soon as the parameters are known, so that they can be connected before a run. A workflow never
+    frees an output that was added to one of its tasks, so outputs are reused, not replaced.
     """
 
-    def __init__(self, task: dataprocess.CSemanticSegmentationTask) -> None:
+    def __init__(self, task: dataprocess.CSemanticSegmentationTask, workflow: OwnWorkflow) -> None:
         self._task = weakref.proxy(task)  # a cycle would keep the task, and with it the model, in memory
+        self._workflow = workflow
         self._image = ImageOutput()
-        self._spare_masks: list[MaskOutput] = []
+        self._masks = [MaskOutput()]  # as many as were ever needed
         self._objects = ObjectsOutput()
+        # indices, from the first mask on, of connected outputs that the parameters do not imply, or not with that type
+        self._without_use: set[int] = set()
+        self._retyped: set[int] = set()
         self._video_folders = VideoFolders()
         task.set_output(self._image, 0)
-        task.set_output(MaskOutput(), 1)
+        task.set_output(self._masks[0], 1)
+
+    def arrange(self, masks: int, *, objects: bool) -> None:
+        """Make the outputs exist that a run with the same parameters fills. If one comes or goes, all become empty.
+
+        An output that is connected to another task stays, because the workflow would fail without it.
+
+        Args:
+            masks: number of masks.
+            objects: whether there is an output of objects.
+        """
+        image, *before = self._task.get_outputs()
+        after = self._ordered(masks, objects=objects)
+        if before != after:
+            after = self._with_connected(before, after)
+        if before != after:
+            self._task.set_outputs([image, *after])
+            self.clear()
+
+    def _with_connected(self, before: _Outputs, after: _Outputs) -> _Outputs:
+        """Return the outputs after a change, together with those that stay because they are connected."""
+        gone = {index for index, output in enumerate(before) if output not in after[index : index + 1]}
+        connected = {index - 1 for index in self._workflow.connected_outputs()} & gone if gone else set()
+        if connected:
+            objects = self._objects in (*after, *(before[index] for index in connected - self._retyped))
+            masks = len(after) - (self._objects in after)
+            after = self._ordered(max(masks, 1 + max(connected) - objects), objects=objects)
+        retyped = {index for index in connected if type(after[index]) is not type(before[index])}
+        restored = retyped & self._retyped
+        for index in sorted(connected - self._without_use - restored):
+            is_now = f"is now {_NAMES[type(after[index])]}" if index in retyped else _STAYS
+            logger.warning("Output %d, which is connected to another task, %s.", index + 1, is_now)
+        self._without_use = connected - restored
+        self._retyped ^= retyped
+        return after
+
+    def _ordered(self, masks: int, *, objects: bool) -> _Outputs:
+        """Return the outputs after the image."""
+        self._masks += [MaskOutput() for _ in range(masks - len(self._masks))]
+        first, *further = self._masks[:masks]
+        return [first, *([self._objects] if objects else []), *further]
 
     def start(self) -> None:
-        """Prepare a run: leave one empty mask output."""
+        """Prepare a run: empty all outputs."""
         image = self._task.get_output(0)
         if type(image) is dataprocess.CImageIO:  # Ikomia exchanges this output for a video, and after it
             self._image.auto_save = image.auto_save
             self._task.set_output(self._image, 0)
         self.clear()
-        for output in (*self._saved_outputs(), *self._spare_masks, self._objects):
+        for output in (self._image, *self._masks, self._objects):
             output.redirect(None)  # what an earlier run chose, if Ikomia did not save
 
     def clear(self) -> None:
-        """Leave one empty mask output."""
-        self._set_mask_count(1)
+        """Empty all outputs but the image."""
+        for mask in self._masks:
+            mask.set_mask(_NO_MASK)  # clear_data() alone leaves the polygons of the last mask
+        for output in self._ordered(len(self._masks), objects=True):
+            output.clear_data()
+            output.description = ""
+            output.auto_save = self._masks[0].auto_save
 
     def discard(self) -> None:
-        """Leave one empty mask output, and let Ikomia save nothing."""
+        """Empty all outputs but the image, and let Ikomia save nothing."""
         self.clear()
         self._video_folders.choose(self._task)  # Ikomia saves each frame nonetheless
         self._redirect({})
@@ -106,15 +161,18 @@ class SegmentOutputs:
             unused: what is set or drawn but not used; the descriptions of the masks name it.
         """
         colors = _colors(prompt, segments)
+        masks = len(segments) if isinstance(prompt, GeometricPrompt) else 1
+        self.arrange(masks, objects=objects)
         if isinstance(prompt, GeometricPrompt):
             self._write_outlines(prompt, segments, colors)
         else:
             self._write_label_map(prompt, segments, colors, width, height)
         if unused:
-            for output in self._task.get_outputs()[1:]:
+            for output in self._masks[:masks]:
                 output.description += f"; not used: {', '.join(unused)}"
         if objects:
             self._write_objects(prompt, segments, colors, width, height)
+        self._fill_others(width, height)
 
     def finish(self) -> None:
         """End a run: make the image fit for display, and choose the files that Ikomia saves the outputs to.
@@ -135,19 +193,11 @@ class SegmentOutputs:
 
     def _file_ends(self) -> dict[str, AutoSaved]:
         """Return the outputs that Ikomia saves, by the end of the file's name."""
-        masks = itertools.count(1)
-        ends: dict[str, AutoSaved] = {}
-        for output in self._saved_outputs():
-            if output is self._image:
-                end = ".png"
-            elif output is self._objects:
-                end = "_objects.json"
-            else:
-                number = next(masks)
-                end = ".json" if number == 1 else f"_{number}.json"
-            if output.auto_save:
-                ends[end] = output
-        return ends
+        first, *further = self._masks
+        ends = {".png": self._image, ".json": first, "_objects.json": self._objects}
+        ends.update((f"_{number}.json", mask) for number, mask in enumerate(further, 2))
+        saved = [output for output in self._saved_outputs() if output.auto_save]
+        return {end: output for end, output in ends.items() if output in saved}
 
     def _redirect(self, outputs: Mapping[str, AutoSaved]) -> None:
         """Let Ikomia save to new files, one for each of the outputs that are given by the end of the file's name."""
@@ -174,9 +224,8 @@ class SegmentOutputs:
                 len(segments),
                 len(shown),
             )
-        self._set_mask_count(1)
         self._fill(
-            1,
+            self._masks[0],
             label_map(shown, width, height),
             _numbered(segment.label for segment in shown),
             [colors[index] for index in in_map],
@@ -189,20 +238,20 @@ class SegmentOutputs:
 
         boxes = max(1, len(prompt.boxes))
         candidates = len(segments) // boxes
-        self._set_mask_count(len(segments))
-        for index, (segment, color, mask) in enumerate(zip(segments, colors, masks_of(segments), strict=True)):
+        masks = zip(self._masks, segments, colors, masks_of(segments), strict=False)
+        for index, (output, segment, color, mask) in enumerate(masks):
             description = segment.label
             if boxes > 1:
                 description += f" of box {index // candidates + 1} of {boxes}"
             if candidates > 1:
                 description += f", candidate {index % candidates + 1} of {candidates}"
             description += f", score {segment.score:.3f}"
-            self._fill(index + 1, mask, [segment.label], [color], description)
+            self._fill(output, mask, [segment.label], [color], description)
 
     def _write_objects(
         self, prompt: Prompt | None, segments: Sequence[Segment], colors: Sequence[Color], width: int, height: int
     ) -> None:
-        """Write the segments to the output of objects, and make it the last output."""
+        """Write the segments to the output of objects."""
         from .sam3_engine.segments import bounding_box, masks_of
 
         objects, names = self._objects, prompt.names if prompt else ()
@@ -223,39 +272,21 @@ class SegmentOutputs:
                 color,
             )
         objects.description = f"{len(segments)} object(s)"
-        objects.auto_save = self._task.get_output(1).auto_save
-        self._task.add_output(objects)
 
-    def _set_mask_count(self, count: int) -> None:
-        """Leave ``count`` empty mask outputs, and no objects."""
-        task = self._task
-        self._objects.clear_data()
-        self._objects.description = ""
-        while task.get_output_count() > 1 + count or self._has_objects():
-            if not self._has_objects():
-                self._spare_masks.append(task.get_output(task.get_output_count() - 1))
-            task.remove_output(task.get_output_count() - 1)
-        while task.get_output_count() < 1 + count:
-            task.add_output(self._spare_masks.pop() if self._spare_masks else MaskOutput())
-        first, *further = task.get_outputs()[1:]
-        for output in further:
-            output.auto_save = first.auto_save
-        for output in (first, *further):
-            output.set_mask(_NO_MASK)  # clear_data() alone leaves the polygons of the last mask
-            output.clear_data()
-            output.description = ""
-        for output in self._spare_masks:
-            output.clear_data()
-
-    def _has_objects(self) -> bool:
-        """Return whether the last output is that of the objects."""
-        return self._task.get_output(self._task.get_output_count() - 1) is self._objects
+    def _fill_others(self, width: int, height: int) -> None:
+        """Fill the outputs that stay because they are connected: Ikomia's tasks refuse an input without data."""
+        for output in self._task.get_outputs()[1:]:
+            if output.is_data_available():
+                continue
+            if output is self._objects:
+                self._write_objects(None, [], [], width, height)
+            else:
+                self._fill(output, np.zeros((height, width), np.uint8), [], [], "no mask with these parameters")
 
     def _fill(
-        self, index: int, mask: np.ndarray, names: Sequence[str], colors: Sequence[Color], description: str
+        self, output: MaskOutput, mask: np.ndarray, names: Sequence[str], colors: Sequence[Color], description: str
     ) -> None:
         """Fill a mask output; pixel value k stands for the k-th of ``names``, 0 for background."""
-        output = self._task.get_output(index)
         output.set_class_names(["background", *names])
         output.set_class_colors([_BACKGROUND_COLOR, *colors])
         output.set_mask(mask)

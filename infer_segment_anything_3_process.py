@@ -6,6 +6,7 @@ import copy
 import logging
 import numbers
 import os
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ikomia import core, dataprocess
 
+from .infer_segment_anything_3_graphics import read_drawing
 from .infer_segment_anything_3_outputs import SegmentOutputs
 from .infer_segment_anything_3_workflows import OwnWorkflow
 from .sam3_engine import __version__
 from .sam3_engine.arrays import to_plain
 from .sam3_engine.devices import choose_device
 from .sam3_engine.errors import quote
-from .sam3_engine.prompt_strings import Drawing
+from .sam3_engine.prompts import GeometricPrompt
 from .sam3_engine.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,6 +40,11 @@ class InferSegmentAnything3Param(core.CWorkflowTaskParam):
     def __init__(self) -> None:
         core.CWorkflowTaskParam.__init__(self)
         self.settings = Settings()
+        self._task: weakref.ref[InferSegmentAnything3] | None = None
+
+    def belong_to(self, task: InferSegmentAnything3) -> None:
+        """Tell a task when the parameters change."""
+        self._task = weakref.ref(task)
 
     def set_values(self, params: Mapping[str, str]) -> None:
         """Set the parameters in ``params`` (names to strings).
@@ -46,6 +53,8 @@ class InferSegmentAnything3Param(core.CWorkflowTaskParam):
             ValueError: a value is not what its parameter expects; no parameter is changed.
         """
         self.settings = self.settings.updated(params)
+        if self._task and (task := self._task()):
+            task.adapt_outputs()
 
     def get_values(self) -> dict[str, str]:
         """Return all parameters, names to strings."""
@@ -77,13 +86,20 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
 
     def __init__(self, name: str, param: InferSegmentAnything3Param | None) -> None:
         dataprocess.CSemanticSegmentationTask.__init__(self, name)
-        self.set_param_object(InferSegmentAnything3Param() if param is None else copy.deepcopy(param))
         self._cuda: bool | None = None
         self._device: torch.device | None = None
         self._predictor: Predictor | None = None
-        self._outputs = SegmentOutputs(self)
         self._workflow = OwnWorkflow(self)
-        self._stop_requested = False
+        self._outputs = SegmentOutputs(self, self._workflow)
+        self._drawn_masks = 1
+        self._is_running = self._stop_requested = False
+        self.set_param_object(InferSegmentAnything3Param() if param is None else copy.deepcopy(param))
+
+    def set_param_object(self, param: InferSegmentAnything3Param) -> None:
+        """Use other parameters; Ikomia also calls this when it loads a workflow."""
+        super().set_param_object(param)
+        param.belong_to(self)
+        self.adapt_outputs()
 
     def set_parameters(self, params: Mapping[str, Any]) -> None:
         """Change some parameters.
@@ -102,6 +118,15 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
                 "Unknown parameters are ignored: %s. Known parameters: %s.", ", ".join(unknown), ", ".join(known)
             )
         super().set_parameters({name: _to_string(name, params[name]) for name in params if name in known})
+
+    def adapt_outputs(self) -> None:
+        """Make the outputs exist that the parameters imply, see the table in ``docs/outputs.md``.
+
+        The number of drawn boxes is known only in a run: without a typed prompt, the outputs of the last run stay.
+        """
+        settings = self.get_param_object().settings
+        if not self._is_running:  # else the run does it
+            self._outputs.arrange(settings.masks or self._drawn_masks, objects=settings.instance_output)
 
     def get_progress_steps(self) -> int:
         """Return the number of steps that a run reports: model, image, prompt."""
@@ -133,6 +158,7 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
             RuntimeError: the weights are not available; the message says what to do.
         """
         self._stop_requested = False
+        self._is_running = True
         self._outputs.start()
         super().init_long_process()  # else Ikomia calls ours, which loads a model even if there is no prompt
         self.begin_task_run()
@@ -147,6 +173,9 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
         except BaseException:
             self._outputs.clear()  # no partial results
             raise
+        finally:
+            self._is_running = False
+            self.adapt_outputs()
 
     def _segment_input(self) -> None:
         """Segment with the typed prompt, or with the drawn one if none is typed, and write the outputs."""
@@ -157,10 +186,13 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
         if image is None:
             raise ValueError("No image at the first input: it is not connected, or the file cannot be read.")
         height, width = image.shape[:2]
-        chosen = settings.prompt(self._drawing(width, height))
+        graphics = self.get_input(1)
+        drawn = graphics is not None and graphics.is_data_available()
+        chosen = settings.prompt(read_drawing(graphics, width, height) if drawn else None)
         if chosen is None:
             logger.warning("Nothing to segment: set input_text, input_box or input_point, or draw on the image.")
             unused = settings.prompt_strings.labels_without_use()
+            self._drawn_masks = 1
             self._outputs.write(None, [], width, height, objects=settings.instance_output, unused=unused)
             for _ in range(self.get_progress_steps()):
                 self.emit_step_progress()
@@ -174,6 +206,7 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
                 image, fitted, settings.options, on_encoded=self.emit_step_progress, on_step=self._end_if_requested
             )
         self._end_if_requested()
+        self._drawn_masks = len(segments) if chosen.drawn and isinstance(fitted.prompt, GeometricPrompt) else 1
         self._outputs.write(
             fitted.prompt, segments, width, height, objects=settings.instance_output, unused=chosen.unused
         )
@@ -189,33 +222,6 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
             self._device, self._cuda = choose_device(settings.cuda), settings.cuda
         self._predictor = settings.open_predictor(_WEIGHTS_FOLDER, self._device, replaces=self._predictor)
         return self._predictor
-
-    def _drawing(self, width: int, height: int) -> Drawing:
-        """Return what is drawn on the second input, for an image of ``width`` x ``height`` pixels."""
-        graphics = self.get_input(1)
-        if graphics is None or not graphics.is_data_available():
-            return Drawing()
-        rectangles, points, others = [], [], []
-        for item in graphics.get_items():
-            kind = item.get_type()
-            if kind == core.GraphicsItem.POINT:
-                points.append((item.point.x, item.point.y))
-            elif corners := _corners(item):
-                xs, ys = zip(*corners, strict=True)
-                rectangles.append((min(xs), min(ys), max(xs), max(ys)))
-            else:
-                others.append(kind.name.lower())
-        return Drawing(tuple(rectangles), tuple(points), tuple(others), width, height)
-
-
-def _corners(item: core.CGraphicsItem) -> list[tuple[float, float]]:
-    """Return points (x, y) whose bounds are those of a rectangle, ellipse or polygon; none for other graphics."""
-    kinds, kind = core.GraphicsItem, item.get_type()
-    if kind in (kinds.RECTANGLE, kinds.ELLIPSE):
-        return [(item.x, item.y), (item.x + item.width, item.y + item.height)]
-    if kind in (kinds.POLYGON, kinds.COMPLEX_POLYGON):
-        return [(point.x, point.y) for point in (item.points if kind == kinds.POLYGON else item.outer)]
-    return []
 
 
 def _to_string(name: str, value: object) -> str:

@@ -60,6 +60,14 @@ class OwnWorkflow:
                     f"{_describe(given)} instead. {_ADVICE}"
                 )
 
+    def connected_outputs(self) -> set[int]:
+        """Return the indices of the task's outputs that are connected to other tasks."""
+        workflow = self._find()
+        if workflow is None:
+            return set()
+        task = next(number for number in workflow.get_task_ids() if self._is(workflow.get_task(number)))
+        return {workflow.get_edge_info(edge)[0] for edge in workflow.get_out_edges(task)}
+
     def _find(self) -> dataprocess.CWorkflow | None:
         workflow = self._workflow and self._workflow()
         if workflow is None or not self._is_in(workflow):
@@ -68,7 +76,10 @@ class OwnWorkflow:
         return workflow
 
     def _is_in(self, workflow: dataprocess.CWorkflow) -> bool:
-        return any(workflow.get_task(number).uuid == self._task.uuid for number in workflow.get_task_ids())
+        return any(self._is(workflow.get_task(number)) for number in workflow.get_task_ids())
+
+    def _is(self, task: core.CWorkflowTask) -> bool:
+        return bool(task.uuid == self._task.uuid)
 
 
 def _all_workflows() -> list[dataprocess.CWorkflow]:

@@ -256,7 +256,7 @@ def show(plugin: Plugin, image: np.ndarray, requests: list[Request]) -> None:
     files = {}
     for request in requests:
         start = time.perf_counter()
-        objects = plugin.segment(image, **request.parameters, instance_output=True)[-1]
+        objects = plugin.segment(image, **request.parameters, instance_output=True)[1]
         milliseconds = 1000 * (time.perf_counter() - start)
         found = [Found(one.mask.astype(bool), one.color[:3], one.confidence) for one in objects.get_objects()]
         agreement = f"{_agreement(found, request):.2f}" if request.truth else ""

@@ -27,6 +27,6 @@ with table.open("w", newline="", encoding="utf-8") as file:
         except RuntimeError as error:  # an image that cannot be read should not end the run
             print(f"{image.name}: {error}", file=sys.stderr)
             continue
-        objects = algo.get_outputs()[-1].get_objects()
+        objects = algo.get_output(2).get_objects()
         rows.writerows([image.name, found.label, f"{found.confidence:.3f}", *map(int, found.box)] for found in objects)
         print(f"{image.name}: {len(objects)} objects")

@@ -18,7 +18,7 @@ if len(sys.argv) > 1:
 else:
     wf.run_on(url=TRUCK)
 
-objects = algo.get_outputs()[-1]  # always the last output
+objects = algo.get_output(2)
 print("  id  label       score  left   top  width  height    area")
 for found in objects.get_objects():
     left, top, width, height = found.box

@@ -27,7 +27,7 @@ folder.mkdir(exist_ok=True)
 Image.fromarray(algo.get_output(1).get_mask()).save(folder / "all.png")
 
 # Each object in its own file, overlaps included
-for found in algo.get_outputs()[-1].get_objects():
+for found in algo.get_output(2).get_objects():
     file = folder / f"{found.id:03}_{found.label.replace(' ', '_')}.png"
     Image.fromarray(found.mask.astype("uint8") * 255).save(file)
     print(f"{file}: score {found.confidence:.3f}")

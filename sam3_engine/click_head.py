@@ -16,7 +16,7 @@ from .fitting import FittedPrompt
 from .internals import forget_image, mask_logits_side
 from .model import Model, NotFiniteError, Sam3Image
 from .options import Options
-from .prompts import UNNAMED, Box, GeometricPrompt
+from .prompts import Box, GeometricPrompt
 from .regions import fill_small_holes, remove_small_regions
 from .segments import Segment
 from .weight_precision import to_precision
@@ -59,27 +59,32 @@ class ClickHead:
             "point_labels": np.array(prompt.point_labels) if prompt.points else None,
         }
         segments: list[Segment] = []
-        for boxes in _split_into_passes(fitted.relative_boxes):
+        for boxes, labels in _split_into_passes(fitted.relative_boxes, prompt.labels):
             on_step()
-            segments += self._segment_pass(embedding, boxes, points, options.multimask)
+            segments += self._segment_pass(embedding, boxes, points, labels, options.multimask)
         return remove_small_regions(segments, options.min_region_percent)
 
     def _segment_pass(
-        self, embedding: ImageEmbedding, boxes: Sequence[Box], points: Mapping[str, Any], multimask: bool
+        self,
+        embedding: ImageEmbedding,
+        boxes: Sequence[Box],
+        points: Mapping[str, Any],
+        labels: Sequence[str],
+        multimask: bool,
     ) -> Iterator[Segment]:
         mask_logits, scores = self._predict(embedding, boxes, points, multimask)
         if not (np.isfinite(mask_logits).all() and np.isfinite(scores).all()):
             raise NotFiniteError
         # the package would leave holes unfilled, without a word, where Triton has no compiler or memory runs out
         mask_logits = fill_small_holes(mask_logits, self._max_hole_area)
-        objects = max(1, len(boxes))
         # back to the model's device, where the masks are computed: logits are smaller than masks
         logits = torch.from_numpy(mask_logits).to(self._model.device)
-        logits = logits.reshape(objects, -1, self._mask_side, self._mask_side)
-        for object_logits, object_scores in zip(logits, scores.reshape(objects, -1), strict=True):
+        logits = logits.reshape(len(labels), -1, self._mask_side, self._mask_side)
+        scores = scores.reshape(len(labels), -1)
+        for label, object_logits, object_scores in zip(labels, logits, scores, strict=True):
             for candidate in np.argsort(-object_scores, kind="stable"):
                 score = float(object_scores[candidate])
-                yield Segment(object_logits[candidate], embedding.width, embedding.height, score, UNNAMED)
+                yield Segment(object_logits[candidate], embedding.width, embedding.height, score, label)
 
     def _predict(
         self, embedding: ImageEmbedding, boxes: Sequence[Box], points: Mapping[str, Any], multimask: bool
@@ -105,7 +110,10 @@ class ClickHead:
         return mask_logits, scores
 
 
-def _split_into_passes(boxes: tuple[Box, ...]) -> Iterator[tuple[Box, ...]]:
-    """Yield a few boxes at a time; one empty pass if there are none."""
-    for start in range(0, max(1, len(boxes)), _BOXES_PER_PASS):
-        yield boxes[start : start + _BOXES_PER_PASS]
+def _split_into_passes(
+    boxes: tuple[Box, ...], labels: tuple[str, ...]
+) -> Iterator[tuple[tuple[Box, ...], tuple[str, ...]]]:
+    """Yield a few boxes and their labels at a time; if there are no boxes, one pass for the object of the points."""
+    for start in range(0, len(labels), _BOXES_PER_PASS):
+        of_pass = slice(start, start + _BOXES_PER_PASS)
+        yield boxes[of_pass], labels[of_pass]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+CANDIDATES = 3  # masks per object with ``multimask``
+
 
 @dataclass(frozen=True)
 class Options:

@@ -49,7 +49,7 @@ _TYPED = {
     "points": "input_point",
     "point_labels": "input_point_label",
 }
-_DRAWN = {**_TYPED, "boxes": "drawn rectangle", "points": "drawn point"}
+_DRAWN = {**_TYPED, "boxes": "drawn rectangle", "points": "drawn point", "categories": "drawn rectangle"}
 _OUTRANKED = ("input_box", "input_point", "drawn graphics", "drawn points")  # by concepts
 _DRAWING_EXPECTED = "draw a rectangle, ellipse or polygon around an object, or a point on it"
 _CLOSING = {'"': '"', "`": "`", "'": "'", "“": "”", "”": "”", "„": "“”", "«": "»", "»": "«", "‘": "’"}
@@ -64,6 +64,7 @@ class Drawing:
         points: ``(x, y)``.
         others: what else is drawn and cannot be a prompt, such as "polyline".
         width, height: of the image, in pixels; infinite if unknown.
+        categories: one per rectangle, what is in it according to a detector, blank if unknown; or none.
     """
 
     rectangles: tuple[Box, ...] = ()
@@ -71,6 +72,7 @@ class Drawing:
     others: tuple[str, ...] = ()
     width: float = math.inf
     height: float = math.inf
+    categories: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.rectangles or self.points or self.others)
@@ -193,6 +195,22 @@ class PromptStrings:
             *(["input_point_label (no points)"] if not points and not is_blank(self.input_point_label) else []),
         )
 
+    def count_objects(self) -> int | None:
+        """Return how many single objects the typed boxes and points mark, before they are checked.
+
+        Returns:
+            0 for concepts and for prompts that cannot be read; None if nothing is typed.
+        """
+        has_boxes = not is_blank(self.input_box)
+        if not is_blank(self.input_text) or (has_boxes and not is_blank(self.input_box_label)):
+            return 0
+        if not has_boxes and is_blank(self.input_point):
+            return None
+        try:
+            return len(parse_boxes(self.input_box)) or 1
+        except PromptError:
+            return 0
+
     def errors(self) -> dict[str, str]:
         """Return the error of each parameter that cannot be used, by name, to show while the user types.
 
@@ -279,7 +297,8 @@ class PromptStrings:
             _warn_of_refining(boxes)
             unused.append("drawn points")
         unused += self._warn_of_labels(points=bool(drawing.points))
-        prompt = self._geometric_prompt(boxes, points, labels, drawn=True)
+        categories = _compress(drawing.categories, drawing.usable_rectangles)
+        prompt = self._geometric_prompt(boxes, points, labels, categories, drawn=True)
         return ChosenPrompt(prompt, True, tuple(unused)) if prompt else None
 
     def _warn_of_labels(self, *, points: bool) -> tuple[str, ...]:
@@ -326,12 +345,17 @@ class PromptStrings:
             return ConceptPrompt(phrases, boxes, labels)
 
     def _geometric_prompt(
-        self, boxes: tuple[Box, ...], points: tuple[Point, ...], labels: tuple[int, ...], drawn: bool = False
+        self,
+        boxes: tuple[Box, ...],
+        points: tuple[Point, ...],
+        labels: tuple[int, ...],
+        categories: tuple[str, ...] = (),
+        drawn: bool = False,
     ) -> GeometricPrompt | None:
         if not (boxes or points):
             return None
         with _naming(_DRAWN if drawn else _TYPED):
-            return GeometricPrompt(boxes, points, labels)
+            return GeometricPrompt(boxes, points, labels, categories)
 
 
 def parse_phrases(text: str) -> tuple[str, ...]:

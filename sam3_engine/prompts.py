@@ -25,13 +25,14 @@ BACKGROUND = 0
 POSITIVE = 1
 NEGATIVE = 0
 
-UNNAMED = "object"  # the label of segments that no phrase names
+UNNAMED = "object"  # the label of segments that neither a phrase nor a category names
 
 PHRASES_EXPECTED = 'expected a noun phrase, or a list of noun phrases ["shoe", "person"]'
 BOXES_EXPECTED = "expected a list of boxes [[x1, y1, x2, y2], ...] in pixels, with x1 < x2 and y1 < y2"
 POINTS_EXPECTED = "expected a list of points [[x, y], ...] in pixels"
 BOX_LABELS_EXPECTED = "expected a list with one label per box, 1 for a positive and 0 for a negative example"
 POINT_LABELS_EXPECTED = "expected a list with one label per point, 1 for foreground and 0 for background"
+_CATEGORIES_EXPECTED = "expected none, or one string per box"
 
 _MAX_PHRASE_LENGTH = 1000  # far more than the 30 tokens that SAM 3 reads, and still fast to tokenize
 _SEPARATORS = re.compile("[,;、，；]")
@@ -90,28 +91,38 @@ class GeometricPrompt:
         boxes: ``(x1, y1, x2, y2)`` in source pixels, one per object.
         points: ``(x, y)`` in source pixels; with one box they refine it, with more they are an error.
         point_labels: one per point, 1 or True for foreground, 0 or False for background.
+        categories: one per box, what is in it, for example according to a detector; or none. White space is collapsed,
+            and a blank category is "object". If all are, there are none.
 
     Raises:
         PromptError: there is nothing to segment, or a value cannot be used; see the message.
+        TypeError: ``categories`` is a string; each of its letters would be a category.
     """
 
     boxes: tuple[Box, ...] = ()
     points: tuple[Point, ...] = ()
     point_labels: tuple[int, ...] = ()
+    categories: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _set(self, boxes=_checked_boxes(self.boxes))
         _set(self, points=_checked_rows("points", self.points, 2, POINTS_EXPECTED))
         _set(self, point_labels=checked_labels("point_labels", self.point_labels, len(self.points)))
+        _set(self, categories=_checked_categories(self.categories, len(self.boxes)))
         if self.points and len(self.boxes) > 1:
             raise PromptError("points", self.points, f"points refine a single box, not {len(self.boxes)} boxes")
         if not (self.boxes or self.points):
             raise PromptError("boxes", "", "there is nothing to segment; expected a box or a point")
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """The label of each object's segments: the category of its box, or "object"."""
+        return self.categories or (UNNAMED,) * max(1, len(self.boxes))
+
+    @property
     def names(self) -> tuple[str, ...]:
-        """The label of the segments: "object"."""
-        return (UNNAMED,)
+        """The different labels, in the order in which they first appear."""
+        return tuple(dict.fromkeys(self.labels))
 
 
 Prompt = ConceptPrompt | GeometricPrompt
@@ -160,6 +171,20 @@ def _checked_phrases(phrases: Iterable[str]) -> tuple[str, ...]:
         if re.search("[\ud800-\udfff]", phrase):
             raise PromptError("phrases", phrases, f"it has half a character (a lone surrogate); {PHRASES_EXPECTED}")
     return tuple(dict.fromkeys(" ".join(phrase.split()) for phrase in phrases))
+
+
+def _checked_categories(categories: Iterable[str], boxes: int) -> tuple[str, ...]:
+    if isinstance(categories, str):
+        raise TypeError(f"categories = {categories!r}: expected a tuple of strings")
+    categories = list(map(to_plain, categories))
+    for category in categories:
+        if not isinstance(category, str):
+            raise PromptError("categories", categories, f"{quote(category)} is not a string; {_CATEGORIES_EXPECTED}")
+    if categories and len(categories) != boxes:
+        counts = f"{len(categories)} for {_count(boxes, 'box')}"
+        raise PromptError("categories", categories, f"{counts}; {_CATEGORIES_EXPECTED}")
+    labels = tuple(" ".join(category.split()) or UNNAMED for category in categories)
+    return labels if any(label != UNNAMED for label in labels) else ()
 
 
 def _checked_boxes(boxes: Iterable[Sequence[float]]) -> tuple[Box, ...]:

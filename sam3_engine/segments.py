@@ -30,7 +30,7 @@ class Segment:
         width, height: of the source image, in pixels.
         score: instances: SAM 3's confidence, 0..1. Points and boxes: its estimate of the mask's IoU, 0..1; that of SAM
             3.1 may be outside this range.
-        label: the phrase, or "object".
+        label: the phrase, the category of the box, or "object".
         detected_box: the detector's (x1, y1, x2, y2) in source pixels, clipped to the image; instances only.
     """
 

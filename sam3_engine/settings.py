@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .devices import cuda_present
 from .errors import CheckpointError, WeightFileError, WeightsError, quote
-from .options import Options
+from .options import CANDIDATES, Options
 from .prompt_strings import ChosenPrompt, Drawing, PromptStrings
 
 if TYPE_CHECKING:
@@ -76,6 +76,12 @@ class Settings:
         return PromptStrings(
             self.input_text, self.input_box, self.input_box_label, self.input_point, self.input_point_label
         )
+
+    @property
+    def masks(self) -> int | None:
+        """The number of masks that a run gives, also if it finds nothing; None if that depends on a drawing."""
+        objects = self.prompt_strings.count_objects()
+        return None if objects is None else max(1, objects * (CANDIDATES if self.multimask_output else 1))
 
     @property
     def options(self) -> Options:

@@ -29,6 +29,7 @@ RUNS = {
         (DEFAULT, r"truck: \d+ pixels"),
     ],
     "coco_annotations.py": [((RESULTS, "window", "wheel"), r"annotations\.json: 2 images, [1-9]\d* objects")],
+    "detector_in_workflow.py": [(TRUCK, r"truck \(class 0\): .*\nwheel \(class 1\): .*\nwheel \(class 1\): score 0\.")],
     "engine_without_ikomia.py": [(SMALL, r"(?s)wheel, score 0\..* pixels.*(middle, score .*){3}")],
     "example_boxes.py": [(TRUCK, r"(?s)rear wheel: \d.* x object.*front one: \d.* x wheel")],
     "folder_of_images.py": [(("photos",), r"a\.jpg: [1-9]\d* objects\nb\.png: [1-9]\d* objects")],

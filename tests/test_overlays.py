@@ -148,7 +148,8 @@ def test_each_object_is_tinted_in_the_color_that_the_legend_gives_it(run, algori
 
 def test_objects_of_boxes_are_tinted_in_the_color_of_their_mask(run, algorithm, thumbnail):
     run({"input_box": BOXES, "instance_output": True}, array=thumbnail)
-    image, *masks, objects = algorithm.get_outputs()
+    image, first, objects, *further = algorithm.get_outputs()
+    masks = [first, *further]
     scores = [found.confidence for found in objects.get_objects()]
     expected = thumbnail.copy()
     for index in np.argsort(scores):  # where they overlap, the higher score wins
@@ -183,7 +184,7 @@ def test_objects_of_different_classes_are_drawn_as_by_ikomia(run, algorithm, thu
 
 def test_objects_loaded_from_a_file_are_drawn_in_their_colors(run, algorithm, thumbnail, tmp_path):
     run({"input_box": BOXES, "instance_output": True}, array=thumbnail)
-    image, objects = algorithm.get_output(0), algorithm.get_outputs()[-1]
+    image, objects = algorithm.get_output(0), algorithm.get_output(2)
     objects.save(str(tmp_path / "objects.json"))
     loaded = dataprocess.CInstanceSegmentationIO()
     loaded.load(str(tmp_path / "objects.json"))

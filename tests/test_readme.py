@@ -47,6 +47,7 @@ OUTPUTS = {
     ("docs/images.md", "Files"): [None],
     ("docs/outputs.md", "Masks"): [1],
     ("docs/outputs.md", "Objects"): [2],
+    ("docs/outputs.md", "Connections"): [2],
     ("docs/outputs.md", "Overlays"): [2],
     ("docs/outputs.md", "Saving"): [2],
     ("docs/prompts.md", "Prompts"): [1],

@@ -351,8 +351,8 @@ def test_duplicates_are_found_among_the_clean_masks(predictor, photograph):
 @pytest.mark.parametrize("prompt", [{"input_text": "shoe", "confidence_threshold": 0}, {"input_box": list(BOX)}])
 def test_the_plugins_masks_and_objects_are_clean(small_checkpoint, photograph, prompt):
     plugin = Plugin(model_weight_file=small_checkpoint, cuda=False)
-    before = [one.mask.copy() for one in plugin.segment(photograph, instance_output=True, **prompt)[-1].get_objects()]
-    objects = plugin.segment(photograph, instance_output=True, min_region_percent=100, **prompt)[-1].get_objects()
+    before = [one.mask.copy() for one in plugin.segment(photograph, instance_output=True, **prompt)[1].get_objects()]
+    objects = plugin.segment(photograph, instance_output=True, min_region_percent=100, **prompt)[1].get_objects()
     assert len(objects) == len(before)
     changed = 0
     for found, mask in zip(objects, before, strict=True):

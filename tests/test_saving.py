@@ -108,7 +108,7 @@ def test_every_mask_of_every_image_of_a_folder_is_in_a_file_of_its_own(
         image = cv2.imread(str(source))
         (base,) = [base for base, copy in copies.items() if np.array_equal(copy, image)]
         assert source.stem in base
-        saved = [loaded(files[base + end]) for end in (".json", "_2.json", "_objects.json")]
+        saved = [loaded(files[base + end]) for end in (".json", "_objects.json", "_2.json")]
         assert saved == segment(TWO_MASKS_AND_OBJECTS, path=str(source))
 
 
@@ -134,7 +134,7 @@ def test_a_second_run_into_the_same_folder_overwrites_nothing(segment, small_che
         base + end for base in ("empty", "empty (2)") for end in (".png", ".json", "_2.json", "_objects.json")
     )
     assert {name: after[name].read_bytes() for name in before} == before
-    saved = [loaded(after[f"empty (2){end}"]) for end in (".json", "_2.json", "_objects.json")]
+    saved = [loaded(after[f"empty (2){end}"]) for end in (".json", "_objects.json", "_2.json")]
     assert saved == segment(TWO_MASKS_AND_OBJECTS, array=second)
 
 
@@ -182,7 +182,7 @@ def test_a_stopped_run_saves_nothing(segment, small_checkpoint, images, tmp_path
         workflow.run_on(array=image)
     assert written(tmp_path / "out") == {}
     workflow.run_on(array=image)
-    assert loaded(written(tmp_path / "out")["empty_objects.json"]) == segment(TWO_MASKS_AND_OBJECTS, array=image)[-1]
+    assert loaded(written(tmp_path / "out")["empty_objects.json"]) == segment(TWO_MASKS_AND_OBJECTS, array=image)[1]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
@@ -208,11 +208,11 @@ def test_files_that_do_not_all_fit_on_the_disk_are_an_error_and_none_is_left_beh
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {name: path.stat().st_size for name, path in written(tmp_path / "out").items()} == sizes
     dataprocess.CWorkflow.run(workflow)
-    saved = [loaded(written(tmp_path / "out")[f"empty (2){end}"]) for end in (".json", "_2.json", "_objects.json")]
+    saved = [loaded(written(tmp_path / "out")[f"empty (2){end}"]) for end in (".json", "_objects.json", "_2.json")]
     assert saved == segment(TWO_MASKS_AND_OBJECTS, array=image)
 
 
-FILES = (".png", ".json", "_2.json", "_objects.json")
+FILES = (".png", ".json", "_objects.json", "_2.json")
 
 
 def base_names(folder, sources):
@@ -379,7 +379,7 @@ def test_an_output_is_saved_to_the_path_that_the_user_chooses(small_checkpoint, 
     workflow.set_auto_save(auto_save)
     for image in (next(images), next(images)):  # the second overwrites the files of the first
         workflow.run_on(array=image)
-        files = [tmp_path / name for name in ("first.json", "second.json", "all_objects.json")]
+        files = [tmp_path / name for name in ("first.json", "all_objects.json", "second.json")]
         for output, path in zip(algorithm.get_outputs()[1:], files, strict=True):
             output.save(str(path))
         assert [loaded(path) for path in files] == contents(algorithm.get_outputs()[1:])
@@ -453,7 +453,7 @@ def frames_in(path):
     return frames
 
 
-VIDEO_FILES = ("SemanticSegIO_1.json", "SemanticSegIO_2.json", "InstanceSegIO_3.json")
+VIDEO_FILES = ("SemanticSegIO_1.json", "InstanceSegIO_2.json", "SemanticSegIO_3.json")
 
 
 def test_videos_of_a_folder_have_one_file_for_each_output_with_all_frames(segment, small_checkpoint, images, tmp_path):
@@ -539,7 +539,7 @@ def test_images_before_and_after_a_video_are_saved_as_images(segment, small_chec
         write(path, next(images))
         workflow.run_on(path=str(path))
         files = written(tmp_path / "out")
-        saved = [loaded(files[f"after {number}{end}"]) for end in (".json", "_2.json", "_objects.json")]
+        saved = [loaded(files[f"after {number}{end}"]) for end in (".json", "_objects.json", "_2.json")]
         assert saved == segment(TWO_MASKS_AND_OBJECTS, path=str(path))
         assert np.array_equal(cv2.imread(str(files[path.name])), cv2.imread(str(path)))
     workflow.run_on(path=str(tmp_path / "clip.avi"))

@@ -88,11 +88,12 @@ def test_points_and_boxes_give_one_mask_per_object_and_candidate(run, algorithm,
 
 def test_candidates_are_ordered_by_box_then_by_score(run):
     outputs = run(input_box=BOXES, multimask_output=True)
-    scores = [float(output.description.rsplit(" ", 1)[1]) for output in outputs]
+    descriptions = [output.description for output in outputs]
+    scores = [float(description.rsplit(" ", 1)[1]) for description in descriptions]
     for box in range(3):
         of_this_box = scores[3 * box : 3 * box + 3]
         assert of_this_box == sorted(of_this_box, reverse=True)
-        assert [f"box {box + 1} of 3" in output.description for output in outputs].count(True) == 3
+        assert [f"box {box + 1} of 3" in description for description in descriptions].count(True) == 3
         alone = run(input_box=BOXES[box], multimask_output=True)
         assert [float(output.description.rsplit(" ", 1)[1]) for output in alone] == pytest.approx(of_this_box, abs=0.01)
 
@@ -255,7 +256,7 @@ def test_a_failed_run_names_the_parameter_and_leaves_no_mask_behind(run, algorit
     before = [output.get_mask() for output in run(**good)]
     with pytest.raises(RuntimeError, match=list(bad)[-1]):
         run(**bad)
-    assert [output.is_data_available() for output in masks_of(algorithm)] == [False]
+    assert not any(output.is_data_available() for output in masks_of(algorithm))
     after = [output.get_mask() for output in run(**good, model_weight_file=small_checkpoint)]
     assert all(np.array_equal(a, b) for a, b in zip(after, before, strict=True))
 
@@ -263,15 +264,15 @@ def test_a_failed_run_names_the_parameter_and_leaves_no_mask_behind(run, algorit
 def test_a_run_that_fails_halfway_leaves_no_partial_result(run, algorithm, monkeypatch):
     fill = algorithm._outputs._fill
 
-    def fill_two(index, *arguments):
-        if index == 3:
+    def fill_two(output, *arguments):
+        if output is algorithm.get_output(3):
             raise MemoryError("no more")
-        fill(index, *arguments)
+        fill(output, *arguments)
 
     monkeypatch.setattr(algorithm._outputs, "_fill", fill_two)
     with pytest.raises(RuntimeError, match="no more"):
         run(input_box=BOXES)
-    assert [output.is_data_available() for output in masks_of(algorithm)] == [False]
+    assert not any(output.is_data_available() for output in masks_of(algorithm))
 
 
 @pytest.mark.parametrize(
@@ -457,7 +458,7 @@ def test_parameters_can_be_exposed_as_workflow_parameters(run, workflow, photogr
 def test_objects_of_an_earlier_run_are_cleared(run, workflow, algorithm, photograph):
     workflow.set_parameters({**NO_PROMPT, "input_box": BOXES, "instance_output": True}, task_obj=algorithm)
     workflow.run_on(array=photograph)
-    objects = algorithm.get_outputs()[-1]
+    objects = algorithm.get_output(2)
     assert objects.description == f"{len(BOXES)} object(s)"
     run(input_box=BOXES, instance_output=False)
     assert (objects.get_object_count(), objects.description) == (0, "")
