@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 CANDIDATES = 3  # masks per object with ``multimask``
+MAX_LABELS = 255  # a label map has 8 bits
 
 
 @dataclass(frozen=True)

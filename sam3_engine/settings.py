@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .devices import cuda_present
-from .errors import CheckpointError, WeightFileError, WeightsError, quote
-from .options import CANDIDATES, Options
+from .errors import CheckpointError, PromptError, WeightFileError, WeightsError, quote
+from .options import CANDIDATES, MAX_LABELS, Options
 from .prompt_strings import ChosenPrompt, Drawing, PromptStrings
+from .prompts import ConceptPrompt
 
 if TYPE_CHECKING:
     import torch
@@ -150,8 +151,18 @@ class Settings:
             )
 
     def prompt(self, drawing: Drawing | None = None) -> ChosenPrompt | None:
-        """Return the prompt that takes effect, see :meth:`~.prompt_strings.PromptStrings.choose`."""
-        return self.prompt_strings.choose(drawing)
+        """Return the prompt that takes effect, see :meth:`~.prompt_strings.PromptStrings.choose`.
+
+        Raises:
+            PromptError: see there; or there are more phrases than ``mask_output`` can number.
+        """
+        chosen = self.prompt_strings.choose(drawing)
+        if chosen and self.mask_output == CLASSES and isinstance(chosen.prompt, ConceptPrompt):
+            phrases = len(chosen.prompt.names)
+            if phrases > MAX_LABELS:
+                reason = f"mask_output = '{CLASSES}' can number at most {MAX_LABELS} phrases, not {phrases}"
+                raise PromptError("input_text", self.input_text, reason)
+        return chosen
 
 
 def _read_bool(name: str, text: str) -> bool:
