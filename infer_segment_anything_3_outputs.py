@@ -148,7 +148,7 @@ class SegmentOutputs:
         width: int,
         height: int,
         *,
-        classes: bool = False,
+        classes: Sequence[str] | None = None,
         objects: bool,
         unused: Sequence[str] = (),
     ) -> None:
@@ -159,7 +159,7 @@ class SegmentOutputs:
             segments: what the predictor returned.
             width: of the image, in pixels.
             height: of the image, in pixels.
-            classes: number the phrases in the mask, not their instances.
+            classes: the labels that the mask numbers; None: it numbers the instances.
             objects: also write the segments to an output of objects.
             unused: what is set or drawn but not used; the descriptions of the masks name it.
         """
@@ -168,8 +168,8 @@ class SegmentOutputs:
         self.arrange(masks, objects=objects)
         if isinstance(prompt, GeometricPrompt):
             self._write_outlines(prompt, segments, colors)
-        elif classes and prompt:
-            self._write_class_map(prompt, segments, width, height)
+        elif classes is not None:
+            self._write_class_map(prompt, segments, classes, width, height)
         else:
             self._write_label_map(prompt, segments, colors, width, height)
         if unused:
@@ -237,16 +237,17 @@ class SegmentOutputs:
             _description(prompt, shown),
         )
 
-    def _write_class_map(self, prompt: ConceptPrompt, segments: Sequence[Segment], width: int, height: int) -> None:
+    def _write_class_map(
+        self, prompt: Prompt | None, segments: Sequence[Segment], classes: Sequence[str], width: int, height: int
+    ) -> None:
         """Write one mask that numbers the concepts."""
         from .sam3_engine.segments import label_map
 
-        names = prompt.names
         self._fill(
             self._masks[0],
-            label_map(segments, width, height, names),
-            names,
-            [_class_color(index, len(names)) for index in range(len(names))],
+            label_map(segments, width, height, classes),
+            classes,
+            [_class_color(index, len(classes)) for index in range(len(classes))],
             _description(prompt, segments),
         )
 

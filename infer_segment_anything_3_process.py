@@ -22,7 +22,7 @@ from .sam3_engine.arrays import to_plain
 from .sam3_engine.devices import choose_device
 from .sam3_engine.errors import quote
 from .sam3_engine.prompts import GeometricPrompt
-from .sam3_engine.settings import CLASSES, Settings
+from .sam3_engine.settings import Settings
 
 if TYPE_CHECKING:
     import torch
@@ -212,7 +212,7 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
             segments,
             width,
             height,
-            classes=settings.mask_output == CLASSES,
+            classes=settings.classes(fitted.prompt),
             objects=settings.instance_output,
             unused=chosen.unused,
         )

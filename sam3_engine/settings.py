@@ -13,7 +13,7 @@ from .devices import cuda_present
 from .errors import CheckpointError, PromptError, WeightFileError, WeightsError, quote
 from .options import CANDIDATES, MAX_LABELS, Options
 from .prompt_strings import ChosenPrompt, Drawing, PromptStrings
-from .prompts import ConceptPrompt
+from .prompts import ConceptPrompt, Prompt
 
 if TYPE_CHECKING:
     import torch
@@ -157,12 +157,15 @@ class Settings:
             PromptError: see there; or there are more phrases than ``mask_output`` can number.
         """
         chosen = self.prompt_strings.choose(drawing)
-        if chosen and self.mask_output == CLASSES and isinstance(chosen.prompt, ConceptPrompt):
-            phrases = len(chosen.prompt.names)
-            if phrases > MAX_LABELS:
-                reason = f"mask_output = '{CLASSES}' can number at most {MAX_LABELS} phrases, not {phrases}"
-                raise PromptError("input_text", self.input_text, reason)
+        classes = self.classes(chosen.prompt) if chosen else None
+        if classes and len(classes) > MAX_LABELS:
+            reason = f"mask_output = '{CLASSES}' can number at most {MAX_LABELS} phrases, not {len(classes)}"
+            raise PromptError("input_text", self.input_text, reason)
         return chosen
+
+    def classes(self, prompt: Prompt) -> tuple[str, ...] | None:
+        """Return what the pixel values of the mask number, from 1 on; None if they number the objects."""
+        return prompt.names if self.mask_output == CLASSES and isinstance(prompt, ConceptPrompt) else None
 
 
 def _read_bool(name: str, text: str) -> bool:
