@@ -18,6 +18,7 @@ from .infer_segment_anything_3_output_types import ImageOutput, MaskOutput, Obje
 from .infer_segment_anything_3_saving import AutoSaved, NewFiles, VideoFolders
 from .sam3_engine.errors import ImageError
 from .sam3_engine.images import as_rgb8
+from .sam3_engine.options import MAX_LABELS
 from .sam3_engine.prompts import PHRASES_EXPECTED, ConceptPrompt, GeometricPrompt, Prompt, is_plain_phrase
 
 if TYPE_CHECKING:
@@ -147,6 +148,7 @@ class SegmentOutputs:
         width: int,
         height: int,
         *,
+        classes: Sequence[str] | None = None,
         objects: bool,
         unused: Sequence[str] = (),
     ) -> None:
@@ -157,6 +159,7 @@ class SegmentOutputs:
             segments: what the predictor returned.
             width: of the image, in pixels.
             height: of the image, in pixels.
+            classes: the labels that the mask numbers; None: it numbers the instances.
             objects: also write the segments to an output of objects.
             unused: what is set or drawn but not used; the descriptions of the masks name it.
         """
@@ -165,6 +168,8 @@ class SegmentOutputs:
         self.arrange(masks, objects=objects)
         if isinstance(prompt, GeometricPrompt):
             self._write_outlines(prompt, segments, colors)
+        elif classes is not None:
+            self._write_class_map(prompt, segments, classes, width, height)
         else:
             self._write_label_map(prompt, segments, colors, width, height)
         if unused:
@@ -214,7 +219,7 @@ class SegmentOutputs:
         self, prompt: Prompt | None, segments: Sequence[Segment], colors: Sequence[Color], width: int, height: int
     ) -> None:
         """Write one mask that numbers the instances of all concepts."""
-        from .sam3_engine.segments import MAX_LABELS, best, label_map
+        from .sam3_engine.segments import best, label_map
 
         in_map = best(segments, MAX_LABELS)
         shown = [segments[index] for index in in_map]
@@ -230,6 +235,20 @@ class SegmentOutputs:
             _numbered(segment.label for segment in shown),
             [colors[index] for index in in_map],
             _description(prompt, shown),
+        )
+
+    def _write_class_map(
+        self, prompt: Prompt | None, segments: Sequence[Segment], classes: Sequence[str], width: int, height: int
+    ) -> None:
+        """Write one mask that numbers the concepts."""
+        from .sam3_engine.segments import label_map
+
+        self._fill(
+            self._masks[0],
+            label_map(segments, width, height, classes),
+            classes,
+            [_class_color(index, len(classes)) for index in range(len(classes))],
+            _description(prompt, segments),
         )
 
     def _write_outlines(self, prompt: GeometricPrompt, segments: Sequence[Segment], colors: Sequence[Color]) -> None:
@@ -324,6 +343,11 @@ def _colors(prompt: Prompt | None, segments: Sequence[Segment]) -> list[Color]:
     shades = {name: itertools.count() for name in prompt.phrases}
     count = len(prompt.phrases)
     return [_shade(prompt.phrases.index(segment.label), next(shades[segment.label]), count) for segment in segments]
+
+
+def _class_color(concept: int, concepts: int) -> Color:
+    """Return the color of a concept: that of its first instance."""
+    return _object_color(0) if concepts < 2 else _shade(concept, 0, concepts)
 
 
 def _object_color(index: int) -> Color:

@@ -105,8 +105,8 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
         """Change some parameters.
 
         Args:
-            params: names to values. None is the empty string; numbers, booleans, paths, lists and tuples are converted
-                with ``str()``, and arrays and tensors, also those in lists, with ``tolist()`` first.
+            params: names to values. None is the empty string; numbers, booleans, paths, lists, tuples and dicts are
+                converted with ``str()``, and arrays and tensors, also those in lists, with ``tolist()`` first.
 
         Raises:
             ValueError: a value is not what its parameter expects; no parameter is changed.
@@ -197,18 +197,24 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
             for _ in range(self.get_progress_steps()):
                 self.emit_step_progress()
             return
-        fitted = chosen.fit(width, height)  # before the slow part
+        fitted, options = chosen.fit(width, height), settings.options  # before the slow part
         self._end_if_requested()
         predictor = self._open_predictor(settings)
         self.emit_step_progress()
         with settings.naming_weights(), chosen.naming_arguments():
             segments = predictor.predict(
-                image, fitted, settings.options, on_encoded=self.emit_step_progress, on_step=self._end_if_requested
+                image, fitted, options, on_encoded=self.emit_step_progress, on_step=self._end_if_requested
             )
         self._end_if_requested()
         self._drawn_masks = len(segments) if chosen.drawn and isinstance(fitted.prompt, GeometricPrompt) else 1
         self._outputs.write(
-            fitted.prompt, segments, width, height, objects=settings.instance_output, unused=chosen.unused
+            fitted.prompt,
+            segments,
+            width,
+            height,
+            classes=settings.classes(fitted.prompt),
+            objects=settings.instance_output,
+            unused=chosen.unused,
         )
         self.emit_step_progress()
 
@@ -231,7 +237,7 @@ def _to_string(name: str, value: object) -> str:
     if isinstance(value, str | numbers.Number | np.bool_ | os.PathLike):
         return str(value)
     plain = to_plain(value)  # str() shortens arrays of more than 1,000 numbers
-    if isinstance(plain, str | numbers.Number | list | tuple):
+    if isinstance(plain, str | numbers.Number | list | tuple | dict):
         return str(plain)
     raise ValueError(f"{name} = {quote(value)}: expected a string, not {type(value).__name__}.")
 

@@ -76,7 +76,9 @@ def _parse_arguments() -> argparse.Namespace:
         help="CPUs per worker (default: 1; on one machine without GPUs, its cores divided among the workers)",
     )
     parser.add_argument(
-        "--label_maps", action="store_true", help="write a PNG label map per image, value k for the k-th instance"
+        "--label_maps",
+        action="store_true",
+        help="write a PNG label map per image, value k for the k-th instance or, with --mask_output classes, phrase",
     )
     parser.add_argument("--overlays", action="store_true", help="write a PNG per image with its instances tinted")
     parser.add_argument(
@@ -105,6 +107,7 @@ def _read_settings(arguments: argparse.Namespace) -> Settings:
     names = Settings().to_strings()
     settings = Settings().updated({name: value for name, value in vars(arguments).items() if name in names})
     choose_prompt(settings)
+    _ = settings.options  # raises an error if they do not fit together
     return settings
 
 

@@ -78,8 +78,10 @@ def encode_rle(instance: PackedInstance, height: int, width: int) -> dict[str, A
     return {"size": encoded["size"], "counts": encoded["counts"].decode("ascii")}
 
 
-def paint_label_map(instances: Sequence[PackedInstance], height: int, width: int) -> np.ndarray:
-    """Paint instances into one map: k for the k-th instance, 0 for the background.
+def paint_label_map(
+    instances: Sequence[PackedInstance], height: int, width: int, classes: Sequence[str] | None = None
+) -> np.ndarray:
+    """Paint instances into one map: k for the k-th instance or class, 0 for the background.
 
     Where instances overlap, the one with the higher score wins; of equal scores, the first.
 
@@ -87,14 +89,19 @@ def paint_label_map(instances: Sequence[PackedInstance], height: int, width: int
         instances: all of the same image.
         height: of the image, in pixels.
         width: of the image, in pixels.
+        classes: if given, number these labels instead of the instances. Every label must be one of them.
 
     Returns:
-        (height, width) uint8, or uint16 for more than 255 instances.
+        (height, width) uint8, or uint16 for more than 255 instances or classes.
     """
-    numbers = np.zeros((height, width), np.uint8 if len(instances) <= 255 else np.uint16)
+    numbered: Sequence[object] = instances if classes is None else classes
+    values = [
+        index + 1 if classes is None else classes.index(instance.label) + 1 for index, instance in enumerate(instances)
+    ]
+    numbers = np.zeros((height, width), np.uint8 if len(numbered) <= 255 else np.uint16)
     best_first = sorted(range(len(instances)), key=lambda index: -instances[index].score)
     for index in reversed(best_first):
-        numbers[instances[index].window][instances[index].mask_in_box()] = index + 1
+        numbers[instances[index].window][instances[index].mask_in_box()] = values[index]
     return numbers
 
 

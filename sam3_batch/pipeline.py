@@ -25,7 +25,7 @@ from sam3_engine.settings import Settings
 from .dataset import DatasetWriter, recorded_paths
 from .folders import Folder
 from .progress import Progress, Reporter, print_message
-from .workers import Segmenter, decode_images, encode_rows
+from .workers import Segmenter, choose_prompt, decode_images, encode_rows
 
 if TYPE_CHECKING:
     import ray.data
@@ -86,7 +86,7 @@ def segment_folder(
         workers: smallest and largest number of workers.
         cpus_per_worker: CPUs that each worker takes.
         gpus_per_worker: GPUs that each worker takes; may be a fraction.
-        label_maps: whether to write a label map of each image as PNG.
+        label_maps: whether to write a label map of each image as PNG; ``mask_output`` says what it numbers.
         overlays: whether to write a PNG of each image with its instances tinted.
 
     Returns:
@@ -105,6 +105,7 @@ def segment_folder(
 
     settings = dataclasses.replace(settings, cuda=gpus_per_worker > 0)
     _try_worker(settings, cpus_per_worker, gpus_per_worker)
+    classes = settings.classes(choose_prompt(settings).prompt) if label_maps else None
     rows = (
         _read_paths(paths, workers[1])
         .map_batches(
@@ -124,7 +125,7 @@ def segment_folder(
             num_gpus=gpus_per_worker,
         )
         .map_batches(
-            functools.partial(encode_rows, output=output, label_maps=label_maps, overlays=overlays),
+            functools.partial(encode_rows, output=output, label_maps=label_maps, overlays=overlays, classes=classes),
             batch_format="pyarrow",
             batch_size=None,
             num_cpus=_CPUS_PER_TASK,

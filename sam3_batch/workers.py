@@ -149,7 +149,9 @@ def _pack(segments: Sequence[Segment]) -> list[dict[str, Any]]:
     ]
 
 
-def encode_rows(segmented: pa.Table, output: Folder, *, label_maps: bool, overlays: bool) -> pa.Table:
+def encode_rows(
+    segmented: pa.Table, output: Folder, *, label_maps: bool, overlays: bool, classes: Sequence[str] | None = None
+) -> pa.Table:
     """Encode the masks of segmented images, and write PNG files if requested.
 
     Args:
@@ -157,6 +159,7 @@ def encode_rows(segmented: pa.Table, output: Folder, *, label_maps: bool, overla
         output: folder for the PNG files.
         label_maps: whether to write label maps to ``label_maps``.
         overlays: whether to write overlays to ``overlays``.
+        classes: the labels that label maps number; None: they number the instances.
 
     Returns:
         The columns of ``DATASET_SCHEMA``.
@@ -172,7 +175,8 @@ def encode_rows(segmented: pa.Table, output: Folder, *, label_maps: bool, overla
         height, width = row["height"], row["width"]
         instances = [PackedInstance(**instance) for instance in row["instances"]]
         if label_maps:
-            output.write(f"label_maps/{row['path']}.png", encode_png(paint_label_map(instances, height, width)))
+            numbers = paint_label_map(instances, height, width, classes)
+            output.write(f"label_maps/{row['path']}.png", encode_png(numbers))
         if overlays:
             image = _as_image(segmented["pixels"][index], row)
             output.write(f"overlays/{row['path']}.png", encode_png(paint_overlay(instances, image)))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from .areas import drop_by_area
 from .contexts import importing_sam3
 from .embedding import Detections, ImageEmbedding
 from .errors import quote
@@ -20,7 +21,7 @@ from .nms import drop_duplicates
 from .options import Options
 from .prompts import PHRASES_EXPECTED, POSITIVE, Box, ConceptPrompt, is_plain_phrase
 from .regions import remove_small_regions
-from .segments import Segment
+from .segments import Segment, best
 from .weight_precision import to_precision
 
 with importing_sam3():
@@ -67,13 +68,17 @@ class Detector:
         phrases = dict(zip(prompt.names, prompt.phrases or (_NO_PHRASE,), strict=True))
         # cached answers first: the rest of a long list would evict them
         cached_first = sorted(phrases, key=lambda name: (phrases[name], examples) not in embedding.detections)
+        thresholds = _thresholds(prompt, options.confidence_threshold)
         found = {}
         for name in cached_first:
             on_step()
-            found[name] = self._instances(embedding, name, phrases[name], examples, options.confidence_threshold)
-        self._warn_of_limits(prompt, found, options.confidence_threshold)
+            found[name] = self._instances(embedding, name, phrases[name], examples, thresholds[name])
+        self._warn_of_limits(prompt, found, thresholds)
         segments = [segment for name in prompt.names for segment in found[name]]
-        return drop_duplicates(remove_small_regions(segments, options.min_region_percent), options.iou_threshold)
+        segments = remove_small_regions(segments, options.min_region_percent)
+        segments = drop_duplicates(segments, options.iou_threshold)
+        segments = drop_by_area(segments, options.min_area_percent, options.max_area_percent)
+        return [segments[index] for index in best(segments, options.max_detections or len(segments))]
 
     def _instances(
         self, embedding: ImageEmbedding, name: str, phrase: str, examples: tuple[_Example, ...], threshold: float
@@ -87,7 +92,9 @@ class Detector:
             for logits, score, box in zip(mask_logits, detections.scores, detections.boxes, strict=False)
         ]
 
-    def _warn_of_limits(self, prompt: ConceptPrompt, found: Mapping[str, Sequence[Segment]], threshold: float) -> None:
+    def _warn_of_limits(
+        self, prompt: ConceptPrompt, found: Mapping[str, Sequence[Segment]], thresholds: Mapping[str, float]
+    ) -> None:
         """Log what the network cannot read, may not show, or did not find and is not a plain noun phrase."""
         architecture = self._model.architecture
         most_tokens = architecture.text_context - 2  # without the start and the end token
@@ -102,11 +109,11 @@ class Detector:
         crowded = [name for name in prompt.names if len(found[name]) == architecture.queries]
         if crowded:
             logger.warning(
-                "All %d instances that the network can return for a concept score above %g: there may be more. "
+                "All %d instances that the network can return for a concept score above %s: there may be more. "
                 "Crop the image or name something more specific; to keep only the best, raise the threshold. "
                 "Concepts: %s.",
                 architecture.queries,
-                threshold,
+                " or ".join(dict.fromkeys(f"{thresholds[name]:g}" for name in crowded)),
                 _shortened(crowded),
             )
         unusual = [phrase for phrase in prompt.phrases if not found[phrase] and not is_plain_phrase(phrase)]
@@ -145,6 +152,14 @@ class Detector:
         return Detections(
             scores[order].tolist(), [tuple(box) for box in boxes.tolist()], outputs["pred_masks"][0, order]
         )
+
+
+def _thresholds(prompt: ConceptPrompt, default: float) -> dict[str, float]:
+    """Return the threshold of each concept, by name."""
+    given = prompt.confidence_thresholds or (None,) * len(prompt.names)
+    return {
+        name: default if threshold is None else threshold for name, threshold in zip(prompt.names, given, strict=True)
+    }
 
 
 def _shortened(texts: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ import itertools
 import json
 import re
 import tokenize
+from collections.abc import Iterable
 from typing import Any
 
 _NUMBERS_ONLY = re.compile(r"[\s\d.,eE+\-()\[\]]*")
@@ -25,6 +26,18 @@ _NUMPY_SCALAR = re.compile(
 )
 
 
+class RepeatedKeyError(ValueError):
+    """A dictionary that has a key twice; Python and JSON would silently keep the last value.
+
+    Attributes:
+        key: the key.
+    """
+
+    def __init__(self, key: object) -> None:
+        super().__init__(f"{key!r} twice")
+        self.key = key
+
+
 def read_literal(text: str) -> Any:
     """Read a JSON value, or a Python literal as ``str()`` writes it.
 
@@ -32,21 +45,25 @@ def read_literal(text: str) -> Any:
     values. Nothing is evaluated.
 
     Args:
-        text: for example ``[[1, 2], [3, 4]]``, ``((1, 2),)``, ``['shoe', "person"]`` or ``1``.
+        text: for example ``[[1, 2], [3, 4]]``, ``((1, 2),)``, ``['shoe', "person"]``, ``{"shoe": 0.3}`` or ``1``.
 
     Returns:
-        Lists, tuples, strings, numbers, booleans and None, nested as written.
+        Lists, tuples, dictionaries, strings, numbers, booleans and None, nested as written.
 
     Raises:
-        ValueError: the text is neither.
+        ValueError: the text is neither; a :class:`RepeatedKeyError` if a key is repeated.
     """
     for candidate in (text, _NUMPY_SCALAR.sub(_plain_scalar, text)):
         try:
-            return json.loads(candidate)
+            return json.loads(candidate, object_pairs_hook=_dictionary)
+        except RepeatedKeyError:
+            raise
         except (ValueError, RecursionError):
             pass
         try:
             return _read_python(candidate.strip())
+        except RepeatedKeyError:
+            raise
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError, tokenize.TokenError):
             pass
     raise ValueError("not a JSON value or a Python literal")
@@ -56,13 +73,26 @@ def _plain_scalar(found: re.Match[str]) -> str:
     return found["number"] or found["boolean"] or found["string"] or ""
 
 
+def _dictionary(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    dictionary: dict[Any, Any] = {}
+    for key, value in pairs:
+        if key in dictionary:
+            raise RepeatedKeyError(key)
+        dictionary[key] = value
+    return dictionary
+
+
 def _read_python(text: str) -> Any:
     if not _NUMBERS_ONLY.fullmatch(text):
         _refuse_what_str_never_writes(text)
     node = ast.parse(text, mode="eval").body
     if isinstance(node, ast.Tuple) and node.elts and _start(node.elts[0]) == _start(node):
         raise ValueError("a tuple without parentheses")
-    return ast.literal_eval(node)
+    value = ast.literal_eval(node)
+    for part in ast.walk(node):
+        if isinstance(part, ast.Dict):
+            _dictionary((ast.literal_eval(key), None) for key in part.keys if key)
+    return value
 
 
 def _start(node: ast.expr) -> tuple[int, int]:

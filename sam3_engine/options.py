@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 CANDIDATES = 3  # masks per object with ``multimask``
+MAX_LABELS = 255  # a label map has 8 bits
 
 
 @dataclass(frozen=True)
@@ -15,17 +16,24 @@ class Options:
         confidence_threshold: 0..1, concepts only; keep instances that score strictly above it.
         iou_threshold: 0..1, concepts only; of two instances whose mask IoU exceeds it, keep the one with the
             higher score.
+        max_detections: concepts only; keep the instances with the highest scores, at most this many over all phrases.
+            0 keeps all.
+        min_area_percent, max_area_percent: 0..100, concepts only; share of the image that a mask covers at source size.
+            Drop instances whose mask covers less or more.
         multimask: points and boxes only; return three candidates per object instead of one.
         size_percent: 1..100, shrink the image to this size before the image encoder.
         min_region_percent: 0..100, share of a mask's area; drop connected parts of the mask that are smaller, and fill
             holes that are smaller. The largest part always stays.
 
     Raises:
-        ValueError: a value is out of range.
+        ValueError: a value is out of range, or no area is within the limits.
     """
 
     confidence_threshold: float = 0.5
     iou_threshold: float = 1.0
+    max_detections: int = 0
+    min_area_percent: float = 0.0
+    max_area_percent: float = 100.0
     multimask: bool = False
     size_percent: int = 100
     min_region_percent: float = 0.0
@@ -34,9 +42,17 @@ class Options:
         for name in ("confidence_threshold", "iou_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} = {getattr(self, name)!r}: expected a number from 0 to 1.")
+        if not self.max_detections >= 0:
+            raise ValueError(f"max_detections = {self.max_detections!r}: expected 0 or more.")
         check_size_percent(self.size_percent)
-        if not 0 <= self.min_region_percent <= 100:
-            raise ValueError(f"min_region_percent = {self.min_region_percent!r}: expected a number from 0 to 100.")
+        for name in ("min_area_percent", "max_area_percent", "min_region_percent"):
+            if not 0 <= getattr(self, name) <= 100:
+                raise ValueError(f"{name} = {getattr(self, name)!r}: expected a number from 0 to 100.")
+        if self.min_area_percent > self.max_area_percent:
+            raise ValueError(
+                f"min_area_percent = {self.min_area_percent!r}, max_area_percent = {self.max_area_percent!r}: expected "
+                "a minimum that is not above the maximum."
+            )
 
 
 def check_size_percent(size_percent: int) -> None:

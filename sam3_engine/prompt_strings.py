@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from .errors import PromptError, quote
 from .fitting import FittedPrompt, fit_prompt, warn_of_fractions
-from .literals import read_literal
+from .literals import RepeatedKeyError, read_literal
 from .prompts import (
     BACKGROUND,
     BOX_LABELS_EXPECTED,
@@ -28,6 +28,7 @@ from .prompts import (
     POINTS_EXPECTED,
     POSITIVE,
     QUOTATION_MARKS,
+    THRESHOLDS_EXPECTED,
     Box,
     ConceptPrompt,
     GeometricPrompt,
@@ -36,6 +37,7 @@ from .prompts import (
     checked_labels,
     is_finite,
     is_label,
+    is_threshold,
 )
 
 logger = logging.getLogger(__name__)
@@ -44,6 +46,7 @@ Item = TypeVar("Item")
 
 _TYPED = {
     "phrases": "input_text",
+    "confidence_thresholds": "input_text",
     "boxes": "input_box",
     "box_labels": "input_box_label",
     "points": "input_point",
@@ -145,7 +148,8 @@ class PromptStrings:
     """The prompt parameters as users type them; blank or ``[]`` is empty.
 
     Attributes:
-        input_text: a noun phrase, or several, ``["shoe", "person"]``.
+        input_text: a noun phrase, or several, ``["shoe", "person"]``; with a confidence threshold for each,
+            ``{"shoe": 0.3, "person": 0.6}``.
         input_box: boxes ``[[x1, y1, x2, y2], ...]`` or a single ``[x1, y1, x2, y2]``.
         input_box_label: labels ``[1, 0, ...]`` that turn the boxes into examples; if no box is typed, the drawn
             rectangles. A bare ``1`` labels all of them.
@@ -202,11 +206,11 @@ class PromptStrings:
             0 for concepts and for prompts that cannot be read; None if nothing is typed.
         """
         has_boxes = not is_blank(self.input_box)
-        if not is_blank(self.input_text) or (has_boxes and not is_blank(self.input_box_label)):
-            return 0
-        if not has_boxes and is_blank(self.input_point):
-            return None
         try:
+            if parse_phrases(self.input_text) or (has_boxes and not is_blank(self.input_box_label)):
+                return 0
+            if not has_boxes and is_blank(self.input_point):
+                return None
             return len(parse_boxes(self.input_box)) or 1
         except PromptError:
             return 0
@@ -219,7 +223,7 @@ class PromptStrings:
         """
         errors: dict[str, str] = {}
         for check in (
-            lambda: self._concept_prompt(parse_phrases(self.input_text), (), ()),
+            lambda: self._concept_prompt((), ()),
             lambda: self._geometric_prompt(parse_boxes(self.input_box), (), ()),
             lambda: parse_box_labels(self.input_box_label),
             lambda: parse_points(self.input_point),
@@ -248,7 +252,7 @@ class PromptStrings:
             self._check_for_positive(phrases, labels, drawing)
         else:
             labels = self._box_labels(len(boxes))
-        prompt = self._concept_prompt(phrases, boxes, labels, drawn)
+        prompt = self._concept_prompt(boxes, labels, drawn)
         if prompt is None:
             return None
         unused = [
@@ -336,13 +340,18 @@ class PromptStrings:
         )
 
     def _concept_prompt(
-        self, phrases: tuple[str, ...], boxes: tuple[Box, ...], labels: tuple[int, ...], drawn: bool = False
+        self, boxes: tuple[Box, ...], labels: tuple[int, ...], drawn: bool = False
     ) -> ConceptPrompt | None:
+        phrases, thresholds = parse_phrases(self.input_text), parse_thresholds(self.input_text)
         if not (phrases or boxes):
             return None
-        typed = {"phrases": self.input_text, "box_labels": self.input_box_label}
+        typed = {
+            "phrases": self.input_text,
+            "confidence_thresholds": self.input_text,
+            "box_labels": self.input_box_label,
+        }
         with _naming(_DRAWN if drawn else _TYPED, typed):
-            return ConceptPrompt(phrases, boxes, labels)
+            return ConceptPrompt(phrases, boxes, labels, thresholds)
 
     def _geometric_prompt(
         self,
@@ -359,16 +368,18 @@ class PromptStrings:
 
 
 def parse_phrases(text: str) -> tuple[str, ...]:
-    """Read noun phrases from ``["shoe", "person"]``; anything else is one phrase, and blank text is none.
+    """Read noun phrases from ``["shoe", "person"]`` or ``{"shoe": 0.3, "person": 0.6}``.
 
-    Quotation marks around a single phrase are removed.
+    Anything else is one phrase, and blank text is none. Quotation marks around a single phrase are removed.
 
     Raises:
-        PromptError: the text begins like a list, but is not a list of strings.
+        PromptError: the text begins like a list or an object, but is not a list of strings, or an object of thresholds.
     """
     stripped = text.strip()
     if not stripped:
         return ()
+    if stripped[0] == "{":
+        return tuple(_read_thresholds(text))
     if stripped[0] not in "[(":
         phrase = _without_quotation_marks(stripped)
         return (phrase,) if phrase.strip() else ()
@@ -384,6 +395,37 @@ def parse_phrases(text: str) -> tuple[str, ...]:
         if not isinstance(phrase, str):
             raise PromptError("input_text", text, f"{quote(phrase)} is not a phrase; {PHRASES_EXPECTED}")
     return tuple(phrases)
+
+
+def parse_thresholds(text: str) -> tuple[float | None, ...]:
+    """Read the thresholds of the phrases that :func:`parse_phrases` reads, None where there is none.
+
+    Returns:
+        One per phrase of an object such as ``{"shoe": 0.3, "person": 0.6}``; none of any other text.
+
+    Raises:
+        PromptError: the text begins like an object, but is not an object of thresholds.
+    """
+    return tuple(_read_thresholds(text).values()) if text.lstrip().startswith("{") else ()
+
+
+def _read_thresholds(text: str) -> dict[str, float | None]:
+    try:
+        thresholds = read_literal(text.strip())
+    except RepeatedKeyError as error:
+        reason = f"{quote(error.key)} has more than one threshold; {THRESHOLDS_EXPECTED}"
+        raise PromptError("input_text", text, reason) from None
+    except ValueError:
+        thresholds = None
+    if not isinstance(thresholds, dict):
+        raise PromptError("input_text", text, f"this cannot be read; {THRESHOLDS_EXPECTED}")
+    for phrase, threshold in thresholds.items():
+        if not isinstance(phrase, str):
+            raise PromptError("input_text", text, f"{quote(phrase)} is not a phrase; {THRESHOLDS_EXPECTED}")
+        if not is_threshold(threshold):
+            reason = f"{quote(threshold)} is not a number from 0 to 1; {THRESHOLDS_EXPECTED}"
+            raise PromptError("input_text", text, reason)
+    return thresholds
 
 
 def parse_boxes(text: str) -> tuple[Box, ...]:

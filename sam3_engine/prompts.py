@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +28,12 @@ NEGATIVE = 0
 UNNAMED = "object"  # the label of segments that neither a phrase nor a category names
 
 PHRASES_EXPECTED = 'expected a noun phrase, or a list of noun phrases ["shoe", "person"]'
+THRESHOLDS_EXPECTED = 'expected a number from 0 to 1 for each noun phrase, {"shoe": 0.3, "person": 0.6}'
 BOXES_EXPECTED = "expected a list of boxes [[x1, y1, x2, y2], ...] in pixels, with x1 < x2 and y1 < y2"
 POINTS_EXPECTED = "expected a list of points [[x, y], ...] in pixels"
 BOX_LABELS_EXPECTED = "expected a list with one label per box, 1 for a positive and 0 for a negative example"
 POINT_LABELS_EXPECTED = "expected a list with one label per point, 1 for foreground and 0 for background"
+_THRESHOLD_EACH = "expected none, or one number from 0 to 1 per phrase"
 _CATEGORIES_EXPECTED = "expected none, or one string per box"
 
 _MAX_PHRASE_LENGTH = 1000  # far more than the 30 tokens that SAM 3 reads, and still fast to tokenize
@@ -50,20 +52,25 @@ class ConceptPrompt:
             repeated phrase counts once.
         boxes: example boxes ``(x1, y1, x2, y2)`` in source pixels.
         box_labels: one per box, 1 or True for a positive and 0 or False for a negative example.
+        confidence_thresholds: one per phrase, 0..1, or None for the phrases that use ``confidence_threshold`` of the
+            options; or none. If all are None, there are none.
 
     Raises:
         PromptError: there is nothing to segment, or a value cannot be used; see the message.
-        TypeError: ``phrases`` is a string; each of its letters would be a phrase.
+        TypeError: ``phrases`` is a string, each of whose letters would be a phrase, or a mapping.
     """
 
     phrases: tuple[str, ...] = ()
     boxes: tuple[Box, ...] = ()
     box_labels: tuple[int, ...] = ()
+    confidence_thresholds: tuple[float | None, ...] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.phrases, str):
+        if isinstance(self.phrases, str | Mapping):
             raise TypeError(f"phrases = {self.phrases!r}: expected a tuple of strings")
-        _set(self, phrases=_checked_phrases(self.phrases))
+        phrases = _checked_phrases(self.phrases)
+        _set(self, confidence_thresholds=_checked_thresholds(self.confidence_thresholds, phrases))
+        _set(self, phrases=tuple(dict.fromkeys(phrases)))
         _set(self, boxes=_checked_boxes(self.boxes))
         _set(self, box_labels=checked_labels("box_labels", self.box_labels, len(self.boxes)))
         if self.boxes and len(self.phrases) > 1:
@@ -133,6 +140,11 @@ def is_label(value: object) -> bool:
     return isinstance(value, bool) or (is_finite(value) and value in (0, 1))
 
 
+def is_threshold(value: object) -> bool:
+    """Return whether ``value`` is a number from 0 to 1, or None."""
+    return value is None or (is_finite(value) and 0 <= value <= 1)  # type: ignore[operator]  # is_finite: a number
+
+
 def is_finite(value: object) -> bool:
     """Return whether ``value`` is a finite number, and not a boolean."""
     if isinstance(value, bool):
@@ -158,7 +170,7 @@ def _set(prompt: object, **fields: Any) -> None:
         object.__setattr__(prompt, name, value)  # the way to set a field of a frozen dataclass
 
 
-def _checked_phrases(phrases: Iterable[str]) -> tuple[str, ...]:
+def _checked_phrases(phrases: Iterable[str]) -> list[str]:
     phrases = list(map(to_plain, phrases))
     for phrase in phrases:
         if not isinstance(phrase, str):
@@ -170,7 +182,27 @@ def _checked_phrases(phrases: Iterable[str]) -> tuple[str, ...]:
             raise PromptError("phrases", phrases, f"it has a blank phrase; {PHRASES_EXPECTED}")
         if re.search("[\ud800-\udfff]", phrase):
             raise PromptError("phrases", phrases, f"it has half a character (a lone surrogate); {PHRASES_EXPECTED}")
-    return tuple(dict.fromkeys(" ".join(phrase.split()) for phrase in phrases))
+    return [" ".join(phrase.split()) for phrase in phrases]
+
+
+def _checked_thresholds(thresholds: Iterable[float | None], phrases: Sequence[str]) -> tuple[float | None, ...]:
+    """Return a threshold for each different phrase; none if all are None."""
+    thresholds = list(map(to_plain, thresholds))
+    for threshold in thresholds:
+        if not is_threshold(threshold):
+            reason = f"{quote(threshold)} is not a number from 0 to 1; {_THRESHOLD_EACH}"
+            raise PromptError("confidence_thresholds", thresholds, reason)
+    if thresholds and len(thresholds) != len(phrases):
+        counts = f"{_count(len(thresholds), 'threshold')} for {_count(len(phrases), 'phrase')}"
+        raise PromptError("confidence_thresholds", thresholds, f"{counts}; {_THRESHOLD_EACH}")
+    of_phrases: dict[str, float | None] = {}
+    for phrase, threshold in zip(phrases, thresholds, strict=False):
+        if of_phrases.setdefault(phrase, threshold) != threshold:
+            reason = f"{quote(phrase)} has more than one threshold; {_THRESHOLD_EACH}"
+            raise PromptError("confidence_thresholds", thresholds, reason)
+    if all(threshold is None for threshold in thresholds):
+        return ()
+    return tuple(None if threshold is None else float(threshold) for threshold in of_phrases.values())
 
 
 def _checked_categories(categories: Iterable[str], boxes: int) -> tuple[str, ...]:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from .errors import quote
 from .interpolation import masks_at_source_size
 from .memory import retry_without_caches
+from .options import MAX_LABELS
 from .prompts import Box
-
-MAX_LABELS = 255  # a label map has 8 bits
 
 _MAX_MASK_PIXELS = 2**27  # bounds the memory of several masks
 
@@ -53,36 +53,49 @@ class Segment:
         return self.detected_box or bounding_box(self.mask)
 
 
-def label_map(segments: Sequence[Segment], width: int, height: int) -> np.ndarray:
-    """Paint segments into one map: pixel value k for the k-th segment, 0 for background.
+def label_map(segments: Sequence[Segment], width: int, height: int, classes: Sequence[str] | None = None) -> np.ndarray:
+    """Paint segments into one map: pixel value k for the k-th segment or class, 0 for background.
 
-    Painting happens on the device of the mask logits; only the map is copied to the CPU.
+    Where segments overlap the higher score wins, of equal scores the earlier. Painting happens on the device of the
+    mask logits; only the map is copied to the CPU.
 
     Args:
-        segments: at most :data:`MAX_LABELS`; where they overlap the higher score wins, of equal scores the earlier.
+        segments: at most 255, or any number of them with ``classes``.
         width: of the source image, in pixels.
         height: of the source image, in pixels.
+        classes: if given, number these labels instead of the segments. At most 255; every label must be one of them.
 
     Returns:
         (height, width) uint8.
 
     Raises:
-        ValueError: there are more segments than 8 bits can number.
+        ValueError: 8 bits cannot number them, or a label is not one of ``classes``.
         DeviceMemoryError: the device ran out of memory, also after clearing the caches on it.
     """
-    if len(segments) > MAX_LABELS:
-        raise ValueError(f"{len(segments)} segments: a label map can number at most {MAX_LABELS}.")
+    numbered, noun = (segments, "segments") if classes is None else (classes, "classes")
+    if len(numbered) > MAX_LABELS:
+        raise ValueError(f"{len(numbered)} {noun}: a label map can number at most {MAX_LABELS}.")
     if not segments:
         return np.zeros((height, width), np.uint8)
-    return retry_without_caches(segments[0].mask_logits.device, lambda: _paint_label_map(segments, width, height))
+    values = range(1, len(segments) + 1) if classes is None else _class_numbers(segments, classes)
+    device = segments[0].mask_logits.device
+    return retry_without_caches(device, lambda: _paint_label_map(segments, values, width, height))
 
 
-def _paint_label_map(segments: Sequence[Segment], width: int, height: int) -> np.ndarray:
+def _class_numbers(segments: Sequence[Segment], classes: Sequence[str]) -> list[int]:
+    numbers = {label: number for number, label in enumerate(classes, 1)}
+    unknown = next((segment.label for segment in segments if segment.label not in numbers), None)
+    if unknown is not None:
+        raise ValueError(f"label = {quote(unknown)}: this is not one of the classes.")
+    return [numbers[segment.label] for segment in segments]
+
+
+def _paint_label_map(segments: Sequence[Segment], values: Sequence[int], width: int, height: int) -> np.ndarray:
     painted = torch.zeros((height, width), dtype=torch.uint8, device=segments[0].mask_logits.device)
     order = by_descending_score(segments)[::-1]
     masks = masks_at_source_size([segments[index].mask_logits for index in order], width, height)
     for index, (rows, columns, mask) in zip(order, masks, strict=True):
-        painted[rows, columns].masked_fill_(mask, index + 1)
+        painted[rows, columns].masked_fill_(mask, values[index])
     return painted.cpu().numpy()
 
 
@@ -111,6 +124,18 @@ def _paint_masks(segments: Sequence[Segment], width: int, height: int) -> np.nda
     for whole, (rows, columns, mask) in zip(painted, masks, strict=True):
         whole[rows, columns] = mask
     return painted.cpu().numpy()
+
+
+def areas_of(segments: Sequence[Segment]) -> list[int]:
+    """Return the number of pixels of each segment's mask at source size, of segments of one image.
+
+    Counting happens on the device of the mask logits, one mask at a time.
+    """
+    if not segments:
+        return []
+    masks = masks_at_source_size([one.mask_logits for one in segments], segments[0].width, segments[0].height)
+    counts = [torch.count_nonzero(mask) for _, _, mask in masks]  # sum() is slower for booleans
+    return torch.stack(counts).tolist()  # all at once: to wait for a GPU for each would take longer than the rest
 
 
 def bounding_box(mask: np.ndarray) -> Box:

@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .devices import cuda_present
-from .errors import CheckpointError, WeightFileError, WeightsError, quote
-from .options import CANDIDATES, Options
+from .errors import CheckpointError, PromptError, WeightFileError, WeightsError, quote
+from .options import CANDIDATES, MAX_LABELS, Options
 from .prompt_strings import ChosenPrompt, Drawing, PromptStrings
+from .prompts import ConceptPrompt, Prompt
 
 if TYPE_CHECKING:
     import torch
 
     from .predictor import Predictor
+
+INSTANCES, CLASSES = MASK_OUTPUTS = ("instances", "classes")  # classes: the phrases
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,16 @@ class Settings:
         confidence_threshold: 0..1, text and example boxes only; keep instances that score strictly above it.
         iou_threshold: 0..1, text and example boxes only; of two instances whose mask IoU exceeds it, keep the
             one with the higher score.
+        max_detections: 0 or more, text and example boxes only; keep the instances with the highest scores, at most this
+            many over all phrases. 0 keeps all.
+        min_area_percent, max_area_percent: 0..100, text and example boxes only; share of the image that a mask covers.
+            Drop instances whose mask covers less or more.
         min_region_percent: 0..100, share of a mask's area; drop connected parts of the mask that are smaller, and fill
             holes that are smaller.
         input_text, input_box, input_box_label, input_point, input_point_label: the prompt as typed, see
             :class:`~.prompt_strings.PromptStrings`.
         multimask_output: points and boxes only; return three candidate masks per object.
+        mask_output: text and example boxes only; what the pixel values of the mask number, one of :data:`MASK_OUTPUTS`.
         instance_output: add an output with every segment as an object: label, score, box and mask.
         model_input_size: side of the network's square input in pixels, 112..2016; 0 for the checkpoint's own size.
         model_weight_file: path of a checkpoint, or its name on Hugging Face, such as ``facebook/sam3.1``; blank for the
@@ -45,6 +53,9 @@ class Settings:
     input_size_percent: int = 100
     confidence_threshold: float = 0.5
     iou_threshold: float = 1.0
+    max_detections: int = 0
+    min_area_percent: float = 0.0
+    max_area_percent: float = 100.0
     min_region_percent: float = 0.0
     input_text: str = ""
     input_box: str = ""
@@ -52,6 +63,7 @@ class Settings:
     input_point: str = ""
     input_point_label: str = ""
     multimask_output: bool = False
+    mask_output: str = INSTANCES
     instance_output: bool = False
     model_input_size: int = 0
     model_weight_file: str = ""
@@ -85,10 +97,18 @@ class Settings:
 
     @property
     def options(self) -> Options:
-        """What the engine needs besides the image and the prompt."""
+        """What the engine needs besides the image and the prompt.
+
+        Raises:
+            ValueError: ``min_area_percent`` is above ``max_area_percent``. :meth:`updated` cannot check this, because
+                the parameters may be set one after the other.
+        """
         return Options(
             confidence_threshold=self.confidence_threshold,
             iou_threshold=self.iou_threshold,
+            max_detections=self.max_detections,
+            min_area_percent=self.min_area_percent,
+            max_area_percent=self.max_area_percent,
             multimask=self.multimask_output,
             size_percent=self.input_size_percent,
             min_region_percent=self.min_region_percent,
@@ -131,8 +151,21 @@ class Settings:
             )
 
     def prompt(self, drawing: Drawing | None = None) -> ChosenPrompt | None:
-        """Return the prompt that takes effect, see :meth:`~.prompt_strings.PromptStrings.choose`."""
-        return self.prompt_strings.choose(drawing)
+        """Return the prompt that takes effect, see :meth:`~.prompt_strings.PromptStrings.choose`.
+
+        Raises:
+            PromptError: see there; or there are more phrases than ``mask_output`` can number.
+        """
+        chosen = self.prompt_strings.choose(drawing)
+        classes = self.classes(chosen.prompt) if chosen else None
+        if classes and len(classes) > MAX_LABELS:
+            reason = f"mask_output = '{CLASSES}' can number at most {MAX_LABELS} phrases, not {len(classes)}"
+            raise PromptError("input_text", self.input_text, reason)
+        return chosen
+
+    def classes(self, prompt: Prompt) -> tuple[str, ...] | None:
+        """Return what the pixel values of the mask number, from 1 on; None if they number the objects."""
+        return prompt.names if self.mask_output == CLASSES and isinstance(prompt, ConceptPrompt) else None
 
 
 def _read_bool(name: str, text: str) -> bool:
@@ -164,6 +197,20 @@ def _read_fraction(name: str, text: str) -> float:
     return fraction
 
 
+def _read_count(name: str, text: str) -> int:
+    count = _read_number(text)
+    if not (0 <= count < math.inf and count == int(count)):
+        raise ValueError(f"{name} = {quote(text)}: expected a whole number, 0 or more.")
+    return int(count)
+
+
+def _read_mask_output(name: str, text: str) -> str:
+    choice = text.strip().lower()
+    if choice not in MASK_OUTPUTS:
+        raise ValueError(f"{name} = {quote(text)}: expected {' or '.join(MASK_OUTPUTS)}.")
+    return choice
+
+
 def _read_area_percent(name: str, text: str) -> float:
     percent = _read_number(text)
     if not 0 <= percent <= 100:
@@ -187,6 +234,9 @@ _READERS: dict[str, Callable[[str, str], Any]] = {
     "input_size_percent": _read_percent,
     "confidence_threshold": _read_fraction,
     "iou_threshold": _read_fraction,
+    "max_detections": _read_count,
+    "min_area_percent": _read_area_percent,
+    "max_area_percent": _read_area_percent,
     "min_region_percent": _read_area_percent,
     "input_text": _read_text,
     "input_box": _read_text,
@@ -194,6 +244,7 @@ _READERS: dict[str, Callable[[str, str], Any]] = {
     "input_point": _read_text,
     "input_point_label": _read_text,
     "multimask_output": _read_bool,
+    "mask_output": _read_mask_output,
     "instance_output": _read_bool,
     "model_input_size": _read_model_input_size,
     "model_weight_file": _read_text,

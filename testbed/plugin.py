@@ -26,6 +26,7 @@ _NO_PROMPT = {
     "input_point": "",
     "input_point_label": "",
     "multimask_output": False,
+    "mask_output": "instances",
     "instance_output": False,
 }
 
@@ -61,7 +62,7 @@ class Plugin:
 
         Args:
             image: (H, W, 3) uint8 RGB.
-            prompt: values of the parameters of the prompt and of the outputs; the others are empty or False.
+            prompt: values of the parameters of the prompt and of the outputs; the others have their defaults.
 
         Returns:
             The outputs after the image: ``CSemanticSegmentationIO`` and, on request, ``CInstanceSegmentationIO``. The

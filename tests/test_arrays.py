@@ -1,6 +1,7 @@
 """Prompts as detectors return them: NumPy arrays, PyTorch tensors, and lists of these."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -32,7 +33,8 @@ POINTS = [[210.0, 150.0], [500.0, 300.0]]
         (np.float32(0.5), 0.5),
         (np.zeros((0, 4)), []),
         ("shoe", "shoe"),
-        ({"shoe": np.array(1)}, {"shoe": np.array(1)}),
+        ({"shoe": np.array(0.5), "hat": torch.tensor(1), "coat": 0.3}, {"shoe": 0.5, "hat": 1, "coat": 0.3}),
+        (types.MappingProxyType({"shoe": [np.float32(0.25)]}), {"shoe": [0.25]}),
         (np.ndarray, np.ndarray),
         (None, None),
     ],
@@ -66,6 +68,13 @@ def test_arrays_set_a_parameter_as_their_lists_do(plugin, name, conversion):
     plugin.algorithm.set_parameters({name: CONVERSIONS[conversion](value)})
     stored = plugin.algorithm.get_parameters()[name]
     assert json.loads(stored.replace("(", "[").replace(")", "]")) == value
+
+
+@pytest.mark.parametrize("convert", [float, np.float32, np.array, torch.tensor])
+def test_a_dictionary_of_thresholds_is_stored_as_its_plain_numbers(plugin, convert):
+    given = {"shoe": convert(0.25), "driver's seat": convert(0.5)}
+    plugin.algorithm.set_parameters({"input_text": given})
+    assert plugin.algorithm.get_parameters()["input_text"] == str({"shoe": 0.25, "driver's seat": 0.5})
 
 
 @pytest.mark.parametrize("convert", [np.array, torch.tensor])

@@ -1,5 +1,6 @@
 """Folders of images on Ray: one row per image, as from a single process, even if a worker is killed."""
 
+import dataclasses
 import re
 import signal
 import subprocess
@@ -70,6 +71,19 @@ def test_masks_survive_coco_encoding(segments, instances):
 
 def test_the_label_map_matches_the_engine(segments, instances):
     assert np.array_equal(paint_label_map(instances, 60, 90), label_map(segments, 90, 60))
+
+
+def test_the_label_map_of_classes_matches_the_engine(segments, instances):
+    labels = ["shoe", "hat", "shoe", "hat", "coat", "hat"]
+    labelled = [dataclasses.replace(one, label=label) for one, label in zip(segments, labels, strict=True)]
+    packed = [dataclasses.replace(one, label=label) for one, label in zip(instances, labels, strict=True)]
+    classes = ("cat", "hat", "shoe", "coat")
+    painted = paint_label_map(packed, 60, 90, classes)
+    assert painted.dtype == np.uint8
+    assert np.array_equal(painted, label_map(labelled, 90, 60, classes))
+    assert set(np.unique(painted)) == {0, 2, 3, 4}
+    assert paint_label_map(packed * 50, 60, 90, classes).dtype == np.uint8
+    assert not paint_label_map([], 60, 90, classes).any()
 
 
 def test_a_label_map_with_more_than_255_instances_has_16_bits(instances):

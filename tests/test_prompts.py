@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import json
 import math
 import re
 import statistics
@@ -235,7 +236,11 @@ def test_labels_are_read_in_every_spelling(parameter, text, labels):
         ('"', ('"',)),
         ('["\\"shoe\\""]', ('"shoe"',)),
         ("[np.str_('shoe'), np.str_(\"driver's seat\")]", ("shoe", "driver's seat")),
-        ("{1: 2}", ("{1: 2}",)),
+        ("a {shoe}", ("a {shoe}",)),
+        ('"{shoe}"', ("{shoe}",)),
+        ('{"shoe": 0.3, "person": 0.6}', ("shoe", "person")),
+        ("{}", ()),
+        (" { } ", ()),
         ('["shoe", "person"]', ("shoe", "person")),
         ('["shoe", "person",]', ("shoe", "person")),
         ("['shoe', 'person']", ("shoe", "person")),
@@ -287,6 +292,153 @@ def test_invalid_lists_of_phrases_are_refused(text, reason):
     assert_quotes(message, "input_text", text)
     assert reason in message
     assert "expected a noun phrase" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "phrases", "thresholds"),
+    [
+        ('{"shoe": 0.3, "person": 0.6}', ("shoe", "person"), (0.3, 0.6)),
+        ("{'shoe': 0.3, 'person': 0.6}", ("shoe", "person"), (0.3, 0.6)),
+        ("{\"driver's seat\": 0, 'wheel': 1,}", ("driver's seat", "wheel"), (0.0, 1.0)),
+        ('\n{ "  red\\n shoe " :\t5e-1 }', ("red shoe",), (0.5,)),
+        (str({"shoe": np.float32(0.25), np.str_("hat"): np.float64(0.1)}), ("shoe", "hat"), (0.25, 0.1)),
+        ("{np.str_('shoe'): np.int64(1)}", ("shoe",), (1.0,)),
+        ('{"shoe": 0.3, "hat": null}', ("shoe", "hat"), (0.3, None)),
+        ("{'shoe': None, 'hat': 0.3}", ("shoe", "hat"), (None, 0.3)),
+        ("{'shoe': None}", ("shoe",), ()),
+        ('{"shoe": 0.3, " shoe": 0.3, "hat": 0.4}', ("shoe", "hat"), (0.3, 0.4)),
+        ('["shoe", "hat"]', ("shoe", "hat"), ()),
+        ("shoe", ("shoe",), ()),
+    ],
+)
+def test_each_phrase_may_have_a_threshold(text, phrases, thresholds):
+    prompt = chosen_prompt(text)
+    assert prompt == ConceptPrompt(phrases, confidence_thresholds=thresholds)
+    assert (prompt.phrases, prompt.confidence_thresholds) == (phrases, thresholds)
+    assert all(type(threshold) is float for threshold in prompt.confidence_thresholds if threshold is not None)
+    with_example = chosen_prompt(text, str(BOX), "[1]") if len(phrases) == 1 else None
+    assert with_example is None or with_example == ConceptPrompt(phrases, (BOX,), (1,), thresholds)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "this cannot be read"),
+        ("{shoe}", "this cannot be read"),
+        ("{shoe: 0.3}", "this cannot be read"),
+        ('{"shoe"}', "this cannot be read"),
+        ('{"shoe": 0.3', "this cannot be read"),
+        ('{"shoe": 0.3}}', "this cannot be read"),
+        ('{"shoe": 0.3}, {"hat": 0.5}', "this cannot be read"),
+        ('{"shoe": 0.3} and a hat', "this cannot be read"),
+        ('{"shoe": 0,3}', "this cannot be read"),
+        ('{"red shoe" "hat": 0.3}', "this cannot be read"),
+        ("{'shoe', 'hat'}", "this cannot be read"),
+        ("{**{'shoe': 0.3}}", "this cannot be read"),
+        ("{'shoe': 0.3 for _ in 'x'}", "this cannot be read"),
+        ("{__import__('os'): 0.3}", "this cannot be read"),
+        ('{"a":' * (LONG // 6), "this cannot be read"),
+        ('{"shoe": 1.01}', "'1.01' is not a number from 0 to 1"),
+        ('{"hat": 0.5, "shoe": -0.1}', "'-0.1' is not a number from 0 to 1"),
+        ('{"shoe": 50}', "'50' is not a number from 0 to 1"),
+        ('{"shoe": NaN}', "'nan' is not a number from 0 to 1"),
+        ('{"shoe": 1e999}', "'inf' is not a number from 0 to 1"),
+        ('{"shoe": "0.3"}', "'0.3' is not a number from 0 to 1"),
+        ('{"shoe": true}', "'True' is not a number from 0 to 1"),
+        ('{"shoe": [0.3]}', "'[0.3]' is not a number from 0 to 1"),
+        ('{"shoe": {"left": 0.3}}', "is not a number from 0 to 1"),
+        ("{1: 0.3}", "'1' is not a phrase"),
+        ("{None: 0.3}", "'None' is not a phrase"),
+        ("{('shoe', 'hat'): 0.3}", "is not a phrase"),
+        ('{"shoe": 0.3, "hat": 0.5, "shoe": 0.6}', "'shoe' has more than one threshold"),
+        ("{'shoe': 0.3, 'shoe': 0.3}", "'shoe' has more than one threshold"),
+        ("{np.str_('shoe'): 0.3, 'shoe': 0.4}", "'shoe' has more than one threshold"),
+    ],
+    ids=lambda text: text[:30],
+)
+def test_invalid_thresholds_of_phrases_are_refused(text, reason):
+    message = refusal(choose, text)
+    assert_quotes(message, "input_text", text)
+    assert reason in message
+    assert 'expected a number from 0 to 1 for each noun phrase, {"shoe": 0.3, "person": 0.6}' in message
+    assert PromptStrings(text).errors() == {"input_text": message}
+    assert PromptStrings(text, "[[1, 2, 3, 4], [5, 6, 7, 8]]").count_objects() == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"shoe": 0.3, " ": 0.6}', "it has a blank phrase"),
+        (str({"x" * 1001: 0.3}), "expected a noun phrase of at most 1000 characters"),
+        ('{"shoe": 0.3, "shoe ": 0.6}', "'shoe' has more than one threshold"),
+        ('{"shoe": null, " shoe": 0.6}', "'shoe' has more than one threshold"),
+    ],
+)
+def test_invalid_phrases_with_thresholds_are_refused(text, reason):
+    message = refusal(choose, text)
+    assert_quotes(message, "input_text", text)
+    assert reason in message
+    assert PromptStrings(text).errors() == {"input_text": message}
+
+
+@pytest.mark.parametrize("text", ["", "{}", '""', "[]"])
+def test_boxes_take_effect_beside_a_text_without_phrases(text):
+    boxes = "[[1, 2, 3, 4], [5, 6, 7, 8]]"
+    assert chosen_prompt(text, boxes) == GeometricPrompt(((1, 2, 3, 4), (5, 6, 7, 8)))
+    assert PromptStrings(text, boxes).count_objects() == 2
+
+
+WORD = st.text(st.characters(exclude_characters="\\", exclude_categories=["Cs", "Z", "C"]), min_size=1)
+
+
+@given(thresholds=st.dictionaries(WORD, st.floats(0, 1, allow_subnormal=False), min_size=1))
+def test_thresholds_survive_a_round_trip_through_str_and_json(thresholds):
+    for text in (str(thresholds), json.dumps(thresholds)):
+        prompt = chosen_prompt(text)
+        assert dict(zip(prompt.phrases, prompt.confidence_thresholds, strict=True)) == thresholds
+
+
+@pytest.mark.parametrize(
+    ("phrases", "thresholds", "kept"),
+    [
+        (["shoe", "hat"], [0.3, 0.6], (0.3, 0.6)),
+        (["shoe", "hat"], np.array([0.25, 1], np.float32), (0.25, 1.0)),
+        (["shoe", "hat"], torch.tensor([0.25, 0.5]), (0.25, 0.5)),
+        (["shoe", "hat"], [None, np.float64(0.3)], (None, 0.3)),
+        (["shoe", "hat"], [None, None], ()),
+        (["shoe", " shoe", "hat"], [0.3, 0.3, 0], (0.3, 0.0)),
+    ],
+)
+def test_the_engine_takes_a_threshold_for_each_phrase(phrases, thresholds, kept):
+    prompt = ConceptPrompt(phrases, confidence_thresholds=thresholds)
+    assert prompt.confidence_thresholds == kept
+    assert prompt.phrases == ("shoe", "hat")
+    assert all(type(threshold) is float for threshold in kept if threshold is not None)
+
+
+@pytest.mark.parametrize(
+    ("phrases", "thresholds", "reason"),
+    [
+        (("shoe",), (1.5,), "'1.5' is not a number from 0 to 1"),
+        (("shoe",), ("0.5",), "'0.5' is not a number from 0 to 1"),
+        (("shoe",), (True,), "'True' is not a number from 0 to 1"),
+        (("shoe",), (math.nan,), "'nan' is not a number from 0 to 1"),
+        (("shoe", "hat"), (0.5,), "1 threshold for 2 phrases"),
+        (("shoe",), (0.5, 0.6), "2 thresholds for 1 phrase;"),
+        ((), (0.5,), "1 threshold for 0 phrases"),
+        (("shoe", "shoe"), (0.5, 0.6), "'shoe' has more than one threshold"),
+    ],
+)
+def test_the_engine_refuses_invalid_thresholds_of_phrases(phrases, thresholds, reason):
+    message = refusal(ConceptPrompt, phrases, (BOX,), (1,), thresholds)
+    assert message.startswith(f"confidence_thresholds = {quote(list(thresholds))}: {reason}")
+    assert "expected none, or one number from 0 to 1 per phrase" in message
+
+
+@pytest.mark.parametrize("phrases", ["shoe", {"shoe": 0.3}])
+def test_phrases_that_are_not_a_list_are_an_error(phrases):
+    with pytest.raises(TypeError, match="expected a tuple of strings"):
+        ConceptPrompt(phrases)
 
 
 @given(phrases=st.lists(st.text(st.characters(exclude_characters="\\", exclude_categories=["Cs"]), min_size=1)))
@@ -1096,7 +1248,7 @@ def test_any_text_gives_labels_or_a_prompt_error(parameter, text):
 
 
 @thorough
-@given(text=ANY_TEXT | ANY_TEXT.map(lambda text: f"[{text}]"))
+@given(text=ANY_TEXT | ANY_TEXT.map(lambda text: f"[{text}]") | ANY_TEXT.map(lambda text: f"{{{text}}}"))
 def test_any_text_gives_phrases_or_a_prompt_error(text):
     try:
         phrases = phrases_of(text)
@@ -1221,6 +1373,8 @@ LONG_TEXTS = {
     "nested tuples": lambda n: "(" * (n // 3) + "1" + ",)" * (n // 3),
     "nested lists of readable depth": lambda n: "[" + ",".join(["[" * 900 + "]" * 900] * (n // 1800)) + "]",
     "nested objects": lambda n: '{"a":' * (n // 6) + "1" + "}" * (n // 6),
+    "an object": lambda n: str({f"{x:06}": 0.5 for x in range(n // 15)}),
+    "objects in a list": lambda n: str([{"a": 1}] * (n // 10)),
     "empty tuples": lambda n: "()" * (n // 2),
     "list of empty tuples": lambda n: "[" + ",".join(["()"] * (n // 3)) + "]",
     "points": lambda n: str([[x % 7, x % 5] for x in range(n // 8)]),

@@ -90,6 +90,13 @@ def test_predict_is_encode_image_and_segment(small_checkpoint, photograph):
     [
         ({"confidence_threshold": 1.5}, "confidence_threshold = 1.5: expected a number from 0 to 1"),
         ({"iou_threshold": float("nan")}, "iou_threshold = nan: expected a number from 0 to 1"),
+        ({"max_detections": -1}, "max_detections = -1: expected 0 or more"),
+        ({"min_area_percent": -0.5}, "min_area_percent = -0.5: expected a number from 0 to 100"),
+        ({"max_area_percent": float("nan")}, "max_area_percent = nan: expected a number from 0 to 100"),
+        (
+            {"min_area_percent": 3, "max_area_percent": 2},
+            "min_area_percent = 3, max_area_percent = 2: expected a minimum that is not above the maximum",
+        ),
         ({"size_percent": 0}, "size_percent = 0: expected a number from 1 to 100"),
         ({"min_region_percent": 100.5}, "min_region_percent = 100.5: expected a number from 0 to 100"),
         ({"min_region_percent": float("nan")}, "min_region_percent = nan: expected a number from 0 to 100"),

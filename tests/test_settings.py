@@ -1,6 +1,7 @@
 """The parameters: their defaults, their conversion from and to strings, and what importing them loads."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,13 +16,16 @@ from sam3_engine.errors import PromptError, quote
 from sam3_engine.options import Options
 from sam3_engine.prompt_strings import ChosenPrompt, Drawing
 from sam3_engine.prompts import ConceptPrompt, GeometricPrompt
-from sam3_engine.settings import Settings
+from sam3_engine.settings import MASK_OUTPUTS, Settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEFAULTS = {
     "input_size_percent": 100,
     "confidence_threshold": 0.5,
     "iou_threshold": 1.0,
+    "max_detections": 0,
+    "min_area_percent": 0.0,
+    "max_area_percent": 100.0,
     "min_region_percent": 0.0,
     "input_text": "",
     "input_box": "",
@@ -29,6 +33,7 @@ DEFAULTS = {
     "input_point": "",
     "input_point_label": "",
     "multimask_output": False,
+    "mask_output": "instances",
     "instance_output": False,
     "model_input_size": 0,
     "model_weight_file": "",
@@ -39,6 +44,9 @@ CHANGED = Settings(
     input_size_percent=37,
     confidence_threshold=0.25,
     iou_threshold=0.75,
+    max_detections=7,
+    min_area_percent=0.25,
+    max_area_percent=62.5,
     min_region_percent=1.5,
     input_text="red shoe",
     input_box="[[1, 2, 3, 4]]",
@@ -46,6 +54,7 @@ CHANGED = Settings(
     input_point="((5, 6),)",
     input_point_label="(1,)",
     multimask_output=True,
+    mask_output="classes",
     instance_output=True,
     model_input_size=504,
     model_weight_file="/weights/sam3.pt",
@@ -202,10 +211,45 @@ def test_invalid_thresholds_are_refused(name, text):
 
 
 @pytest.mark.parametrize(
+    ("text", "value"), [("0", 0), ("1", 1), (" 300\n", 300), ("5.0", 5), ("1e3", 1000), ("2147483647", 2**31 - 1)]
+)
+def test_numbers_of_detections_are_read_in_every_spelling(text, value):
+    count = Settings().updated({"max_detections": text}).max_detections
+    assert count == value
+    assert type(count) is int
+
+
+NO_COUNT = ["-1", "0.5", "1.5", "-1e300"]
+
+
+@pytest.mark.parametrize("text", NO_COUNT + MALFORMED, ids=names(NO_COUNT + MALFORMED))
+def test_invalid_numbers_of_detections_are_refused(text):
+    assert_refused("max_detections", text, "expected a whole number, 0 or more")
+
+
+@pytest.mark.parametrize("text", ["classes", "Classes", " CLASSES\n"])
+def test_mask_outputs_are_read_in_every_spelling(text):
+    assert Settings().updated({"mask_output": text}).mask_output == "classes"
+    assert Settings().updated({"mask_output": text}).to_strings()["mask_output"] == "classes"
+
+
+NO_MASK_OUTPUT = ["class", "instance", "semantic", "'classes'", "instances, classes", "0", *MALFORMED]
+
+
+@pytest.mark.parametrize("text", NO_MASK_OUTPUT, ids=names(NO_MASK_OUTPUT))
+def test_invalid_mask_outputs_are_refused(text):
+    assert_refused("mask_output", text, "expected instances or classes")
+
+
+SHARES = ["min_area_percent", "max_area_percent", "min_region_percent"]
+
+
+@pytest.mark.parametrize(
     ("text", "value"), [("0", 0), ("100", 100), ("1.5", 1.5), (".1", 0.1), ("1e-3", 0.001), (" 50\n", 50)]
 )
-def test_region_percentages_are_read_in_every_spelling(text, value):
-    percent = Settings().updated({"min_region_percent": text}).min_region_percent
+@pytest.mark.parametrize("name", SHARES)
+def test_shares_are_read_in_every_spelling(name, text, value):
+    percent = getattr(Settings().updated({name: text}), name)
     assert percent == value
     assert type(percent) is float
 
@@ -214,13 +258,30 @@ SHARE_OUT_OF_RANGE = ["-1", "-0.001", "100.001", "101", "1e3"]
 
 
 @pytest.mark.parametrize("text", SHARE_OUT_OF_RANGE + MALFORMED, ids=names(SHARE_OUT_OF_RANGE + MALFORMED))
-def test_invalid_region_percentages_are_refused(text):
-    assert_refused("min_region_percent", text, "expected a number from 0 to 100")
+@pytest.mark.parametrize("name", SHARES)
+def test_invalid_shares_are_refused(name, text):
+    assert_refused(name, text, "expected a number from 0 to 100")
+
+
+def test_areas_may_be_set_one_after_the_other_but_a_minimum_above_the_maximum_is_refused_on_use():
+    between = Settings().updated({"min_area_percent": "30"}).updated({"max_area_percent": "20.5"})
+    expected = "min_area_percent = 30.0, max_area_percent = 20.5: expected a minimum that is not above the maximum."
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+        _ = between.options
+    for strings in ({"min_area_percent": "20.5"}, {"max_area_percent": "30"}):
+        _ = between.updated(strings).options
 
 
 def test_the_options_of_the_engine_are_those_of_the_settings():
     assert CHANGED.options == Options(
-        confidence_threshold=0.25, iou_threshold=0.75, multimask=True, size_percent=37, min_region_percent=1.5
+        confidence_threshold=0.25,
+        iou_threshold=0.75,
+        max_detections=7,
+        min_area_percent=0.25,
+        max_area_percent=62.5,
+        multimask=True,
+        size_percent=37,
+        min_region_percent=1.5,
     )
     assert Settings().options == Options()
 
@@ -243,7 +304,11 @@ ANY_SETTINGS = st.builds(
     input_size_percent=st.integers(1, 100),
     confidence_threshold=st.floats(0, 1, allow_subnormal=False),
     iou_threshold=st.floats(0, 1, allow_subnormal=False),
+    max_detections=st.integers(0, 2**31 - 1),
+    min_area_percent=st.floats(0, 100, allow_subnormal=False),
+    max_area_percent=st.floats(0, 100, allow_subnormal=False),
     min_region_percent=st.floats(0, 100, allow_subnormal=False),
+    mask_output=st.sampled_from(MASK_OUTPUTS),
     multimask_output=st.booleans(),
     instance_output=st.booleans(),
     model_input_size=st.just(0) | st.integers(112, 2016),
