@@ -93,6 +93,7 @@ def outside_rows(setup: Setup) -> Iterator[Row]:
         plugin.segment(odd, input_point=[POINT])
         for of_size in (image, odd):
             yield _many_row(setup, plugin, of_size)
+        yield _classes_row(setup)
 
     overlapping = _overlapping(setup.instances)
     duplicates = statistics.median(seconds_of(lambda: drop_duplicates(overlapping, 0.5)) for _ in range(5))
@@ -113,6 +114,22 @@ def _many_row(setup: Setup, plugin: Plugin, image: np.ndarray) -> Row:
     taken = in_turn(setup.repeat, plugin=lambda: plugin.segment(image, input_text=phrase), set_mask=set_mask)
     measure = f"outside the network, {setup.instances} instances, {image.shape[1]}×{image.shape[0]}"
     return Row.within(measure, taken["plugin"], "`set_mask`", taken["set_mask"], 1.3)
+
+
+def _classes_row(setup: Setup) -> Row:
+    """Compare a mask of classes with one of instances, on 24 megapixels."""
+    plugin = Plugin(model_weight_file=setup.checkpoint, cuda=False, model_input_size=112)  # encodes faster
+    image = np.random.default_rng(0).integers(0, 256, (4000, 6000, 3), np.uint8)
+    thirds = [setup.instances // 3, setup.instances // 3, setup.instances - setup.instances // 3 * 2]
+    phrases = [f"{count} discs, third {number}" for number, count in enumerate(thirds, 1)]
+
+    def segment(mask_output: str) -> None:
+        plugin.segment(image, input_text=phrases, mask_output=mask_output)
+
+    segment("classes")  # encodes the image
+    taken = in_turn(setup.repeat, classes=lambda: segment("classes"), instances=lambda: segment("instances"))
+    measure = f"`mask_output` `classes`, {setup.instances} instances of 3 phrases, 6000×4000"
+    return Row.faster(measure, taken["classes"], "`instances`", taken["instances"], 3)
 
 
 def _overlapping(count: int) -> list[Segment]:

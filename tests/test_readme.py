@@ -53,6 +53,8 @@ OUTPUTS = {
     ("docs/prompts.md", "Prompts"): [1],
     ("docs/prompts.md", "Text"): [1],
     ("docs/prompts.md", "Several phrases"): [2],
+    ("docs/prompts.md", "A threshold for each phrase"): [1],
+    ("docs/prompts.md", "Limits of number and area"): [1],
     ("docs/prompts.md", "Example boxes"): [1, 1],
     ("docs/prompts.md", "A single point"): [3],
     ("docs/prompts.md", "Several points"): [1],
