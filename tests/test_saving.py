@@ -15,6 +15,7 @@ from ikomia import core, dataprocess
 from ikomia.dataprocess.workflow import Workflow
 
 from testbed.plugin import PLUGIN
+from tests.support.videos import write_video
 
 pytestmark = pytest.mark.usefixtures("plugins_directory")
 
@@ -426,15 +427,6 @@ def test_outputs_of_a_loaded_workflow_and_of_the_workflow_itself_store_masks_as_
 
 
 # --- videos
-
-
-def write_video(path, frames):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    height, width = frames[0].shape[:2]
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (width, height))
-    for frame in frames:
-        writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-    writer.release()
 
 
 def frames_of(path):
