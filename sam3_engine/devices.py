@@ -38,7 +38,8 @@ def cuda_present() -> bool:
     first = visible.partition(",")[0].strip()  # CUDA ignores what follows an invalid entry
     if first.startswith(("GPU-", "MIG-")):
         return _device_count() > 0
-    return re.fullmatch(r"\+?\d+", first) is not None and int(first) < _device_count()
+    number = re.match(r"\+?\d+", first, re.ASCII)  # CUDA reads a number up to the first other character
+    return number is not None and int(number[0]) < _device_count()
 
 
 @functools.cache
@@ -75,15 +76,22 @@ def choose_device(cuda: bool) -> torch.device:
 
     if cuda:
         try:
-            device = torch.device(
-                "cuda", torch.cuda.current_device()
-            )  # without one, this raises an error that says why
+            device = with_index(torch.device("cuda"))  # without one, this raises an error that says why
             torch.ones(1, device=device).add(1).item()  # item() waits, for errors that come late
             return device
-        except (AssertionError, RuntimeError) as error:
+        except (AssertionError, RuntimeError, torch.cuda.DeferredCudaCallError) as error:
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
         logger.warning("cuda is True, but PyTorch cannot use a CUDA device (%s): running on the CPU.", reason)
     return torch.device("cpu")
+
+
+def with_index(device: torch.device) -> torch.device:
+    """Return the device with its index: "cuda" is the current CUDA device, which may change later."""
+    if device.type != "cuda" or device.index is not None:
+        return device
+    import torch
+
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def choose_precision(device: torch.device) -> torch.dtype:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from .device_errors import exhausted_device, is_out_of_memory
+from .devices import with_index
 from .errors import DeviceMemoryError
 from .lru_cache import MemoryBudget
 
@@ -27,7 +28,7 @@ _BUDGETS: dict[torch.device, MemoryBudget] = {}
 
 def budget_of(device: torch.device) -> MemoryBudget:
     """Return the budget that all caches on a device share: 2 GB, or what :func:`measure_budget` has set."""
-    return _BUDGETS.setdefault(_with_index(device), MemoryBudget(_DEFAULT_BYTES))
+    return _BUDGETS.setdefault(with_index(device), MemoryBudget(_DEFAULT_BYTES))
 
 
 def measure_budget(device: torch.device) -> MemoryBudget:
@@ -98,12 +99,3 @@ class ReleaseAtEnd:
         if not sys.is_finalizing():
             with contextlib.suppress(RuntimeError):  # after a fatal error, a GPU refuses this as well
                 release_unused_memory(self._device)
-
-
-def _with_index(device: torch.device) -> torch.device:
-    """Return the device with its index: "cuda" is the current CUDA device."""
-    if device.type != "cuda" or device.index is not None:
-        return device
-    import torch
-
-    return torch.device("cuda", torch.cuda.current_device())

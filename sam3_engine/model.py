@@ -20,7 +20,7 @@ from .architecture import Architecture
 from .checkpoints.checkpoint import fit_tensors, read_checkpoint
 from .contexts import importing_sam3, inference
 from .device_errors import raise_device_error
-from .devices import choose_precision
+from .devices import choose_precision, with_index
 from .errors import CheckpointError, quote
 from .lru_cache import LRUCache
 from .memory import ReleaseAtEnd, measure_budget, retry_without_caches
@@ -196,6 +196,7 @@ def load_model(checkpoint: Path, device: torch.device, precision: torch.dtype | 
         DeviceMemoryError: the device, or the machine, ran out of memory.
         RuntimeError: PyTorch cannot use the device; the message is PyTorch's own.
     """
+    device = with_index(device)
     return retry_without_caches(device, lambda: _load_model(checkpoint, device, precision))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from .checkpoints.safetensors_files import files_of
+from .devices import with_index
 from .model import Model, load_model, refuse_forked_process
 
 _MODELS: weakref.WeakValueDictionary[tuple[Any, ...], Model] = weakref.WeakValueDictionary()
@@ -52,7 +53,7 @@ def is_shared(model: Model, checkpoint: Path, device: torch.device) -> bool:
 
 def _model_key(checkpoint: Path, device: torch.device) -> tuple[Any, ...]:
     """Return what tells models apart: the device, and all files by path, size and time of their last change."""
-    return (device, *map(_version_of, files_of(checkpoint)))
+    return (with_index(device), *map(_version_of, files_of(checkpoint)))
 
 
 def _version_of(file: Path) -> tuple[Any, ...]:

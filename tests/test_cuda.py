@@ -5,6 +5,7 @@ The tests run on the machine's GPU if there is one (``pytest -m cuda`` runs only
 
 import collections
 import contextlib
+import dataclasses
 import functools
 import sys
 import warnings
@@ -16,7 +17,8 @@ import torch
 from sam3_engine import ConceptPrompt, GeometricPrompt, Options
 from sam3_engine.model import load_model
 from sam3_engine.predictor import Predictor
-from sam3_engine.segments import label_map, masks_of
+from sam3_engine.regions import remove_small_regions
+from sam3_engine.segments import areas_of, label_map, masks_of
 from testbed.plugin import Plugin
 from testbed.scenes import draw_scene, iou
 from tests.support import emulated_cuda as emulation
@@ -231,15 +233,32 @@ def test_painting_waits_for_the_bounds_and_the_result(segments, count):
     assert synchronizations(lambda: list(masks_of(some))) == {"sam3_engine": 2}
 
 
-def test_duplicates_wait_once_and_small_regions_twice_however_many_there_are(predictor, embedding, segments):
-    def count(**options):
-        everything = Options(confidence_threshold=0, **options)
-        return synchronizations(lambda: predictor.segment(embedding, ConceptPrompt(("shape",)), everything))
+@pytest.mark.parametrize("count", [1, None], ids=["one segment", "all segments"])
+def test_measuring_areas_waits_for_the_bounds_and_the_areas(segments, count):
+    assert synchronizations(lambda: areas_of(segments[:count])) == {"sam3_engine": 2}
 
-    assert len(segments) > 2
-    assert count(iou_threshold=0.5) == {"sam3_engine": 1}
-    assert set(count(min_region_percent=20)) == {"sam3_engine"}
-    assert count(min_region_percent=20)["sam3_engine"] <= 2  # the second copies what changes, if anything does
+
+def test_duplicates_wait_once_however_many_there_are(predictor, embedding, segments):
+    options = Options(confidence_threshold=0, iou_threshold=0.5)
+    assert 2 < len(predictor.segment(embedding, ConceptPrompt(("shape",)), options)) < len(segments)
+    found = synchronizations(lambda: predictor.segment(embedding, ConceptPrompt(("shape",)), options))
+    assert found == {"sam3_engine": 1}
+
+
+@pytest.mark.parametrize("count", [1, None], ids=["one segment", "all segments"])
+def test_removing_small_regions_waits_for_the_masks_and_the_changes(segments, count):
+    spotted = [dataclasses.replace(one, mask_logits=with_a_spot(one.mask_logits)) for one in segments[:count]]
+    cleaned = []
+    found = synchronizations(lambda: cleaned.extend(remove_small_regions(spotted, 20)))
+    assert found == {"sam3_engine": 2}
+    assert [int((one.mask_logits > 0).sum()) for one in cleaned] == [36] * len(spotted)
+
+
+def with_a_spot(logits):
+    """Return the logits of a square mask of 36 pixels with a stray one."""
+    spotted = torch.full_like(logits, -1)
+    spotted[2:8, 2:8] = spotted[-1, -1] = 1
+    return spotted
 
 
 def synchronizations(call):

@@ -23,6 +23,7 @@ from sam3_engine.device_errors import exhausted_device, is_device_error, is_out_
 from sam3_engine.devices import choose_device, choose_precision, cuda_present
 from sam3_engine.errors import CheckpointError, DeviceMemoryError
 from sam3_engine.model import load_model
+from sam3_engine.predictor import open_predictor
 from testbed.layout_files import read_contents, write_safetensors
 from testbed.plugin import REPOSITORY
 from tests.support.emulated_cuda import Gpu
@@ -170,6 +171,10 @@ def install(monkeypatch, tmp_path):
         (None, True),
         ("0", True),
         ("1", True),
+        ("+1", True),
+        ("1gpu,2", True),  # what CUDA reads as 1
+        ("2gpu", False),
+        ("gpu1", False),
         ("2", False),  # there are only two
         ("1,0", True),
         ("0,-1", True),
@@ -242,6 +247,15 @@ def test_a_device_that_pytorch_has_no_kernels_for_is_not_chosen(emulated_cuda, c
     ]
 
 
+def test_a_device_that_cannot_be_initialized_is_not_chosen(emulated_cuda, caplog):
+    def check():
+        raise RuntimeError("device >= 0 && device < num_gpus INTERNAL ASSERT FAILED")
+
+    torch.cuda._lazy_call(check)  # PyTorch's own checks run like this, when it initializes CUDA
+    assert choose_device(True) == CPU
+    assert "INTERNAL ASSERT FAILED" in warnings_of(caplog)[0]
+
+
 def test_an_error_that_comes_late_counts(emulated_cuda):
     """Kernels run in the background: their errors come when something waits for them."""
     with emulated_cuda.failing(
@@ -260,6 +274,16 @@ def test_the_precision_suits_the_device_asked_for_not_the_current_one(emulated_c
     torch.cuda.set_device(1 - index)
     assert choose_precision(torch.device("cuda", index)) == precision
     assert torch.cuda.current_device() == 1 - index
+
+
+def test_a_device_without_index_is_the_one_that_is_current_when_a_model_is_loaded(emulated_cuda, small_checkpoint):
+    torch.cuda.set_device(1)
+    predictor = open_predictor(small_checkpoint, device=torch.device("cuda"))
+    assert predictor.model.device == GPU
+    assert open_predictor(small_checkpoint, device=GPU).model is predictor.model
+    torch.cuda.set_device(0)
+    assert open_predictor(small_checkpoint, device=torch.device("cuda")).model is not predictor.model
+    assert predictor.model.device == GPU
 
 
 # --- what the host does not pay

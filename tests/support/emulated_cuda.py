@@ -50,7 +50,14 @@ _SYNCHRONIZING = {
     aten.unique_dim,
 }
 # besides those with PyTorch's tag "pointwise"
-_ACCEPT_CPU_NUMBERS = {aten.masked_fill, aten.masked_fill_, aten.index_put, aten.index_put_, aten._index_put_impl_}
+_ACCEPT_CPU_NUMBERS = {
+    aten.fill_,
+    aten.masked_fill,
+    aten.masked_fill_,
+    aten.index_put,
+    aten.index_put_,
+    aten._index_put_impl_,
+}
 _MATH_ATTENTION = 0  # of the enumeration SDPBackend: attention by matrix products and softmax
 
 
