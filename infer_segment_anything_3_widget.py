@@ -29,12 +29,13 @@ from PyQt6.QtWidgets import (
 from .infer_segment_anything_3_process import InferSegmentAnything3Param
 from .sam3_engine.devices import cuda_present
 from .sam3_engine.prompt_strings import PromptStrings
+from .sam3_engine.settings import MASK_OUTPUTS
 from .sam3_engine.weights import OFFICIAL_NAMES, SUFFIXES, without_quotes
 
 _PROMPT_HELP = {
     "input_text": (
         "What to find: a noun phrase or a list of noun phrases. Every instance is segmented.\n"
-        'For example: shoe, or: yellow school bus, or: ["shoe", "person"]\n'
+        'For example: shoe, or: ["shoe", "person"], or with thresholds: {"shoe": 0.3, "person": 0.6}\n'
         "If you set a text prompt, points are ignored, and boxes are used only as labeled examples."
     ),
     "input_box": (
@@ -63,7 +64,15 @@ _WEIGHT_FILES = f"Weights ({' '.join(f'*{suffix}' for suffix in SUFFIXES)});;All
 _MALFORMED = "QLineEdit { border: 1px solid red; border-radius: 2px; padding: 2px; }"
 
 
-class _TextWithChoices(QComboBox):
+class _Choices(QComboBox):
+    """A list of choices that the mouse wheel leaves as it is."""
+
+    def wheelEvent(self, event: QWheelEvent) -> None:  # noqa: N802
+        """Scroll what contains the field."""
+        event.ignore()
+
+
+class _TextWithChoices(_Choices):
     """A text field with a list of choices. Its text is exactly what was given, typed or chosen."""
 
     def __init__(self, choices: Sequence[str], text: str) -> None:
@@ -72,10 +81,6 @@ class _TextWithChoices(QComboBox):
         self.addItems(choices)
         self.setCurrentIndex(self.findText(text))
         self.setEditText(text)
-
-    def wheelEvent(self, event: QWheelEvent) -> None:  # noqa: N802
-        """Leave the text as it is; scroll what contains the field."""
-        event.ignore()
 
 
 class InferSegmentAnything3Widget(core.CWorkflowTaskWidget):
@@ -140,14 +145,11 @@ class InferSegmentAnything3Widget(core.CWorkflowTaskWidget):
         )
         self._model_input_size(grid)
         self._model_weight_file(grid)
-        region = QDoubleSpinBox(minimum=0.0, maximum=100.0, singleStep=0.5, decimals=2, suffix=" %")
-        region.setValue(settings.min_region_percent)
-        self._add_row(
+        self._share(
             grid,
             "min_region_percent",
             "Minimum region",
-            region,
-            lambda: str(region.value()),
+            settings.min_region_percent,
             "Removes stray pixels: drops parts of a mask that are smaller than this percentage of its area, and fills\n"
             "holes that are smaller. The largest part always stays. 0 changes nothing.",
         )
@@ -182,6 +184,41 @@ class InferSegmentAnything3Widget(core.CWorkflowTaskWidget):
             lambda: str(overlap.value()),
             "0 to 1, for text and example boxes: if two masks overlap more than this, keeps only the one with the\n"
             "higher score. 1 keeps all; 0.7 removes duplicates. IoU: intersection over union of the two masks.",
+        )
+        most = QSpinBox(minimum=0, maximum=1_000_000, value=settings.max_detections, specialValueText="all")
+        self._add_row(
+            grid,
+            "max_detections",
+            "Most instances",
+            most,
+            lambda: str(most.value()),
+            "For text and example boxes: keeps the instances with the highest scores, at most this many. 0 keeps all.",
+        )
+        self._share(
+            grid,
+            "min_area_percent",
+            "Smallest area",
+            settings.min_area_percent,
+            "For text and example boxes: drops instances that cover less than this percentage of the image.",
+        )
+        self._share(
+            grid,
+            "max_area_percent",
+            "Largest area",
+            settings.max_area_percent,
+            "For text and example boxes: drops instances that cover more than this percentage of the image.",
+        )
+        numbered = _Choices()
+        numbered.addItems(MASK_OUTPUTS)
+        numbered.setCurrentText(settings.mask_output)
+        self._add_row(
+            grid,
+            "mask_output",
+            "Mask numbers",
+            numbered,
+            numbered.currentText,
+            "For text and example boxes: what the pixel values of the mask number.\n"
+            "instances: every instance has its own value. classes: all instances of a phrase have the same.",
         )
         return grid
 
@@ -247,6 +284,11 @@ class InferSegmentAnything3Widget(core.CWorkflowTaskWidget):
                 field.setEditText(chosen)
 
         browse.clicked.connect(choose_file)
+
+    def _share(self, grid: QGridLayout, name: str, label: str, value: float, help_text: str) -> None:
+        field = QDoubleSpinBox(minimum=0.0, maximum=100.0, singleStep=0.5, decimals=2, suffix=" %")
+        field.setValue(value)
+        self._add_row(grid, name, label, field, lambda: str(field.value()), help_text)
 
     def _fraction(self, value: float) -> QDoubleSpinBox:
         field = QDoubleSpinBox(minimum=0.0, maximum=1.0, singleStep=0.05, decimals=3)

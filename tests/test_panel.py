@@ -23,12 +23,16 @@ EVERYTHING = {
     "input_text": "shoe",
     "confidence_threshold": 0.25,
     "iou_threshold": 0.75,
+    "max_detections": 7,
+    "min_area_percent": 0.25,
+    "max_area_percent": 50.5,
     "min_region_percent": 1.25,
     "input_box": "[[5, 6, 7, 8]]",
     "input_box_label": "[1]",
     "input_point": "[[1, 2]]",
     "input_point_label": "[0]",
     "multimask_output": True,
+    "mask_output": "classes",
     "instance_output": True,
 }
 
@@ -89,12 +93,16 @@ def test_a_new_panel_shows_the_defaults_and_marks_nothing(use_panel):
         "input_text": "",
         "confidence_threshold": "0.500",
         "iou_threshold": "1.000",
+        "max_detections": "all",
+        "min_area_percent": "0.00 %",
+        "max_area_percent": "100.00 %",
         "min_region_percent": "0.00 %",
         "input_box": "",
         "input_box_label": "",
         "input_point": "",
         "input_point_label": "",
         "multimask_output": False,
+        "mask_output": "instances",
         "instance_output": False,
     }
     assert found["opened"]["marked"] == {}
@@ -165,7 +173,7 @@ def test_canceling_the_file_dialog_keeps_the_checkpoint(use_panel):
 @pytest.mark.parametrize("stored", ["", "/a/b.pt", "facebook/sam3"])
 def test_the_official_weights_can_be_chosen_by_name(use_panel, official, stored):
     found = use_panel(given={"model_weight_file": stored}, chosen={"model_weight_file": official})
-    assert found["opened"]["choices"] == {"model_weight_file": ["facebook/sam3", "facebook/sam3.1"]}
+    assert found["opened"]["choices"]["model_weight_file"] == ["facebook/sam3", "facebook/sam3.1"]
     assert found["applied"]["model_weight_file"] == official
     assert found["typed"]["choices"] == found["opened"]["choices"]
 

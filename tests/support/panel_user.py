@@ -40,6 +40,8 @@ def type_into(widget, value):
         widget.setChecked(value)
     elif isinstance(widget, QLineEdit):
         widget.setText(value)
+    elif isinstance(widget, QComboBox) and not widget.isEditable():
+        choose_in(widget, value)
     elif isinstance(widget, QComboBox):
         widget.clearEditText()
         QTest.keyClicks(widget.lineEdit(), value)  # completion would act on keys
