@@ -1,13 +1,15 @@
 """Video files and streams: every frame has its own results, for the next task, too, and memory does not grow."""
 
+import ast
 import json
+import re
 import subprocess
 import sys
 
 import cv2
 import numpy as np
 import pytest
-from ikomia import core, dataprocess
+from ikomia import core, dataio, dataprocess
 from ikomia.dataprocess.workflow import Workflow
 
 from testbed.plugin import PLUGIN, REPOSITORY
@@ -19,6 +21,7 @@ pytestmark = pytest.mark.usefixtures("plugins_directory")
 WIDTH, HEIGHT = 320, 240
 FRAMES = 6
 CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
+PAGE = pages.read("docs/videos.md")
 LONG, WARM_UP = 500, 100  # frames
 MOST_GROWTH = 20e6  # the masks of 400 frames take 31 MB
 
@@ -30,22 +33,26 @@ def moving_circle(number):
 
 
 class Tracker(core.CWorkflowTask):
-    """A task with the inputs of Ikomia's trackers: an image, and detections.
+    """A task with the inputs of Ikomia's trackers, an image and detections, and with one for a mask.
 
     Attributes:
         seen: the label and the box (left, top, width, height) of each object, for each frame.
+        masks: the mask of each frame.
     """
 
     def __init__(self):
         core.CWorkflowTask.__init__(self, "tracker")
         self.add_input(dataprocess.CImageIO())
         self.add_input(dataprocess.CObjectDetectionIO())
+        self.add_input(dataprocess.CSemanticSegmentationIO())
         self.seen = []
+        self.masks = []
 
     def run(self):
         self.begin_task_run()
         objects = self.get_input(1).get_objects()
         self.seen.append([(found.label, tuple(found.box)) for found in objects])
+        self.masks.append(self.get_input(2).get_mask().copy())
         self.end_task_run()
 
 
@@ -62,27 +69,30 @@ def clip(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", CODECS)
-def test_every_frame_has_its_own_objects_and_the_next_task_gets_them(shapes_checkpoint, clip, suffix):
+def test_every_frame_has_its_own_results_and_the_next_task_gets_them(shapes_checkpoint, clip, suffix):
     workflow = Workflow()
     algorithm = workflow.add_task(name=PLUGIN, auto_connect=True)
     parameters = {"model_weight_file": shapes_checkpoint, "cuda": False, "input_text": "red circle"}
     algorithm.set_parameters({**parameters, "instance_output": True})
     tracker = Tracker()
     workflow.add_task(task=tracker, auto_connect=False)
-    workflow.connect_tasks(algorithm, tracker, [(0, 0), (2, 1)])
+    workflow.connect_tasks(algorithm, tracker, [(0, 0), (2, 1), (1, 2)])
     workflow.run_on(path=str(clip(suffix)))
     assert len(tracker.seen) == FRAMES
-    for number, seen in enumerate(tracker.seen):
+    for number, (seen, mask) in enumerate(zip(tracker.seen, tracker.masks, strict=True)):
         ((label, box),) = seen
         assert label == "red circle"
-        np.testing.assert_allclose(box, circle_box(number), atol=4)
+        circle = circle_of(number)
+        np.testing.assert_allclose(box, cv2.boundingRect(circle), atol=4)
+        assert (mask & circle).sum() / (mask | circle).sum() > 0.95
 
 
-def circle_box(number):
-    """Return left, top, width and height of the circle in a frame."""
-    left, top, width, height = cv2.boundingRect((moving_circle(number)[:, :, 1] < 100).astype(np.uint8))
+def circle_of(number):
+    """Return the mask of the circle in a frame, (HEIGHT, WIDTH) uint8, 0 and 1."""
+    circle = (moving_circle(number)[:, :, 1] < 100).astype(np.uint8)
+    left, _, width, _ = cv2.boundingRect(circle)
     assert left + width < WIDTH
-    return left, top, width, height
+    return circle
 
 
 def test_the_code_of_the_page_runs(shapes_checkpoint, clip, monkeypatch, capsys):
@@ -92,8 +102,27 @@ def test_the_code_of_the_page_runs(shapes_checkpoint, clip, monkeypatch, capsys)
     for _, code in pages.python_blocks("docs/videos.md"):
         code = code.replace('"person"', f'"red circle", "model_weight_file": "{shapes_checkpoint}", "cuda": False')
         exec(compile(code, "docs/videos.md", "exec"), namespace)
-    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("red circle")]
-    assert len(printed) == FRAMES
+    printed = re.findall(r"^red circle .*(\(.*\)|\[.*\])$", capsys.readouterr().out, re.MULTILINE)
+    boxes = [ast.literal_eval(box) for box in printed]
+    np.testing.assert_allclose(boxes, [cv2.boundingRect(circle_of(number)) for number in range(FRAMES)], atol=4)
+
+
+def test_ikomia_reads_the_suffixes_that_the_page_names():
+    parts = re.search(r"names end in (.+?), in lowercase.(.+?), are refused", PAGE, re.DOTALL).groups()
+    read, refused = (re.findall(r"`(\.\w+)`", part) for part in parts)
+    known = [dataio.CDataVideoIO.is_video_format(suffix, True) for suffix in (*read, *refused)]
+    assert known == [True] * 6 + [False] * 2
+
+
+@pytest.mark.parametrize("source", ["0", "rtsp://127.0.0.1:9/stream", "http://127.0.0.1:9/stream", "clip.mov"])
+def test_other_sources_are_refused_as_the_page_says(clip, monkeypatch, source):
+    path = clip(".mp4")
+    path.rename(path.with_suffix(".mov"))
+    monkeypatch.chdir(path.parent)
+    workflow = Workflow()
+    workflow.add_task(name=PLUGIN, auto_connect=True)
+    with pytest.raises(RuntimeError, match=re.search(r"refused with `(.+?)`", PAGE)[1]):
+        workflow.run_on(path=source)
 
 
 def test_memory_does_not_grow_from_frame_to_frame(small_checkpoint, tmp_path):
