@@ -46,6 +46,11 @@ PROMPTS: dict[str, tuple[dict[str, str], int]] = {
         | {"instance_output": "True"},
         2,
     ),
+    "thresholds, the best of each size, numbered by phrase": (
+        {"input_text": '{"person": 0.1, "dog": 0.2}', "mask_output": "classes", "max_detections": "5"}
+        | {"min_area_percent": "0.1", "max_area_percent": "90"},
+        1,
+    ),
     "example boxes": ({"input_box": _TWO_BOXES, "input_box_label": "[1, 0]"}, 1),
     "text and negative box": (
         {"input_text": "person", "input_box": "[10, 10, 150, 150]", "input_box_label": "[0]"},

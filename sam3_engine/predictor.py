@@ -21,7 +21,7 @@ from .contexts import importing_sam3
 from .detector import Detector
 from .devices import choose_device, cuda_present
 from .embedding import CACHED_DETECTIONS, Detections, ImageEmbedding
-from .errors import CheckpointError, PromptError
+from .errors import PromptError
 from .fitting import FittedPrompt, fit_prompt, warn_of_fractions
 from .images import as_rgb8, content_digest, pixels_of
 from .lru_cache import LRUCache
@@ -170,16 +170,8 @@ class Predictor:
         rgb = _as_rgb8(image)
         fitted = self._fit(prompt, rgb.shape[1], rgb.shape[0])
         on_step()
-        precision = self.model.precision
         embedding = self.encode_image(rgb, options.size_percent)
         on_encoded()
-        try:
-            return self.segment(embedding, fitted, options, on_step=on_step)
-        except CheckpointError:
-            if self.model.precision == precision:
-                raise
-        # it was encoded in half precision: in bfloat16, NaN of the image encoder comes to light only in the answer
-        embedding = self.encode_image(rgb, options.size_percent)
         return self.segment(embedding, fitted, options, on_step=on_step)
 
     def encode_image(self, image: np.ndarray | PIL.Image.Image, size_percent: int = 100) -> ImageEmbedding:

@@ -147,20 +147,6 @@ def test_a_layer_that_fails_in_half_precision_is_computed_in_float32(
     assert answer(Predictor(model), photograph, kind) == wanted
 
 
-@pytest.mark.parametrize("precision", HALF)
-@pytest.mark.parametrize("kind", PROMPTS)
-def test_an_image_encoder_that_fails_in_half_precision_is_run_in_float32(
-    small_checkpoint, photograph, caplog, kind, precision
-):
-    model = load_model(small_checkpoint, CPU, precision)
-    model.network.backbone.vision_backbone.trunk.blocks[-1].mlp.register_forward_hook(gives_nan_in(precision))
-    options = Options(confidence_threshold=0, multimask=True)
-    found = Predictor(model).predict(photograph, PROMPTS[kind], options)
-    assert (model.precision, len(warned(caplog))) == (torch.float32, 1)
-    wanted = segments(Predictor(load_model(small_checkpoint, CPU, torch.float32)), photograph, kind)
-    assert [(one.score, one.mask.tobytes()) for one in found] == [(one.score, one.mask.tobytes()) for one in wanted]
-
-
 def test_embeddings_and_predictors_from_before_the_switch_stay_usable(overflowing, small_checkpoint, photograph):
     model = load_model(overflowing("click head"), CPU, torch.float16)
     predictors = [Predictor(model, size) for size in (0, 56, 168, 224)]  # more than the model keeps

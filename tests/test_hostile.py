@@ -211,7 +211,17 @@ def test_thousands_of_boxes_are_segmented(plugin, image, small_checkpoint):
     assert len(plugin.segment(image, input_point=[[5, 5]])) == 1
 
 
-ODD_PHRASES = ["🙂", "shoe\x00hat", "ሰላም", "<b>shoe</b>", "'; drop table", "\u202eeohs", "shoe {0}", "%s %d", "a" * 1000]
+ODD_PHRASES = [
+    "🙂",
+    "shoe\x00hat",
+    "ሰላም",
+    "<b>shoe</b>",
+    "'; drop table",
+    "\u202eeohs",
+    "shoe {0}",
+    "%s %d",
+    "a" * 1000,
+]
 
 
 @pytest.mark.parametrize("phrase", ODD_PHRASES, ids=ascii)

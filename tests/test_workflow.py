@@ -309,7 +309,7 @@ def test_none_is_an_empty_string(algorithm):
     assert (algorithm.get_parameters()["input_text"], algorithm.get_parameters()["input_box"]) == ("", "")
 
 
-@pytest.mark.parametrize("value", [b"shoe", {"shoe"}, {"shoe": 1}, (word for word in ("shoe",)), object, (1).__add__])
+@pytest.mark.parametrize("value", [b"shoe", {"shoe"}, (word for word in ("shoe",)), object, (1).__add__])
 def test_values_of_other_types_are_refused(algorithm, value):
     before = algorithm.get_parameters()
     with pytest.raises(ValueError, match="^input_text = .*: expected a string, not "):
