@@ -5,19 +5,18 @@ from __future__ import annotations
 import html
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from ikomia import core, dataprocess
 from ikomia.utils import qtconversion
-from PyQt6.QtGui import QWheelEvent
+from PyQt6.QtCore import Qt
 from PyQt6.QtWidgets import (
+    QApplication,
     QCheckBox,
     QComboBox,
-    QDoubleSpinBox,
     QFileDialog,
     QGridLayout,
     QGroupBox,
-    QHBoxLayout,
     QLabel,
     QLineEdit,
     QPushButton,
@@ -26,13 +25,15 @@ from PyQt6.QtWidgets import (
     QWidget,
 )
 
+from .infer_segment_anything_3_fields import Fold, Fraction, Habits, InputSize, Percentage, TextWithChoices
 from .infer_segment_anything_3_process import InferSegmentAnything3Param
 from .sam3_engine.devices import cuda_present
-from .sam3_engine.prompt_strings import PromptStrings
-from .sam3_engine.settings import MASK_OUTPUTS
+from .sam3_engine.settings import MASK_OUTPUTS, Settings
 from .sam3_engine.weights import OFFICIAL_NAMES, SUFFIXES, without_quotes
 
-_PROMPT_HELP = {
+_EXAMPLE_PATH = r"C:\Users\me\sam3.pt" if sys.platform == "win32" else "/home/me/sam3.pt"
+_WEIGHT_FILES = f"Weights ({' '.join(f'*{suffix}' for suffix in SUFFIXES)});;All files (*)"
+_HELP = {
     "input_text": (
         "What to find: a noun phrase or a list of noun phrases. Every instance is segmented.\n"
         'For example: shoe, or: ["shoe", "person"], or with thresholds: {"shoe": 0.3, "person": 0.6}\n'
@@ -58,60 +59,96 @@ _PROMPT_HELP = {
         "For example: [1], or: [1, 0]\n"
         "Empty: all points are on the object."
     ),
+    "confidence_threshold": (
+        "0 to 1, for text and example boxes: keeps instances with a score above this.\n"
+        "A lower threshold finds more, a higher one makes fewer mistakes. Changing it is fast."
+    ),
+    "multimask_output": (
+        "Outputs three masks per object instead of one, best first. For points and boxes only.\n"
+        "Useful for ambiguous prompts, such as a single point."
+    ),
+    "instance_output": "Adds an output with the label, score, box and mask of each object. These masks may overlap.",
+    "model_weight_file": (
+        "Path of a SAM 3 or SAM 3.1 checkpoint, or its name on Hugging Face.\n"
+        f"For example: {_EXAMPLE_PATH}, or: facebook/sam3.1, or: owner/repository/model.safetensors\n"
+        "Files on Hugging Face are downloaded once. facebook/sam3 and facebook/sam3.1 need access from Meta.\n"
+        "Empty: weights/sam3.pt in the plugin's folder if it exists, else facebook/sam3."
+    ),
+    "cuda": "Run on the GPU.",
+    "iou_threshold": (
+        "0 to 1, for text and example boxes: if two masks overlap more than this, keeps only the one with the\n"
+        "higher score. 1 keeps all; 0.7 removes duplicates. IoU: intersection over union of the two masks."
+    ),
+    "max_detections": (
+        "For text and example boxes: keeps the instances with the highest scores, at most this many. 0 keeps all."
+    ),
+    "min_area_percent": (
+        "For text and example boxes: drops instances that cover less than this percentage of the image."
+    ),
+    "max_area_percent": (
+        "For text and example boxes: drops instances that cover more than this percentage of the image."
+    ),
+    "min_region_percent": (
+        "Removes stray pixels: drops parts of a mask that are smaller than this percentage of its area, and fills\n"
+        "holes that are smaller. The largest part always stays. 0 changes nothing."
+    ),
+    "mask_output": (
+        "For text and example boxes: what the pixel values of the mask number.\n"
+        "instances: every instance has its own value. classes: all instances of a phrase have the same."
+    ),
+    "input_size_percent": (
+        "Shrinks the image to this percentage before it is segmented. Masks keep the original size, and\n"
+        "coordinates always refer to the original image."
+    ),
+    "model_input_size": (
+        "Side of the square image that the network sees, 112 to 2016 pixels. SAM 3 was trained at 1008.\n"
+        "A smaller size is faster but loses detail. 0: as trained."
+    ),
 }
-_EXAMPLE_PATH = r"C:\Users\me\sam3.pt" if sys.platform == "win32" else "/home/me/sam3.pt"
-_WEIGHT_FILES = f"Weights ({' '.join(f'*{suffix}' for suffix in SUFFIXES)});;All files (*)"
+_NO_GPU = "No GPU with CUDA was found. The CPU is used."
 _MALFORMED = "QLineEdit { border: 1px solid red; border-radius: 2px; padding: 2px; }"
-
-
-class _Choices(QComboBox):
-    """A list of choices that the mouse wheel leaves as it is."""
-
-    def wheelEvent(self, event: QWheelEvent) -> None:  # noqa: N802
-        """Scroll what contains the field."""
-        event.ignore()
-
-
-class _TextWithChoices(_Choices):
-    """A text field with a list of choices. Its text is exactly what was given, typed or chosen."""
-
-    def __init__(self, choices: Sequence[str], text: str) -> None:
-        super().__init__(editable=True, insertPolicy=QComboBox.InsertPolicy.NoInsert)
-        self.setCompleter(None)
-        self.addItems(choices)
-        self.setCurrentIndex(self.findText(text))
-        self.setEditText(text)
+_RED_ON_LIGHT, _RED_ON_DARK = "#b3261e", "#ff8a80"
 
 
 class InferSegmentAnything3Widget(core.CWorkflowTaskWidget):
-    """One field per parameter; Apply passes them all to the algorithm."""
+    """One field per parameter; Apply, or the Return key, passes them all to the algorithm.
+
+    What a run would refuse or ignore is explained below the field.
+    """
 
     def __init__(self, param: InferSegmentAnything3Param | None, parent: QWidget | None) -> None:
         core.CWorkflowTaskWidget.__init__(self, parent)
         self.parameters = InferSegmentAnything3Param() if param is None else param
         self._captions: list[QLabel] = []
+        self._fields: dict[str, QWidget] = {}
         self._readers: dict[str, Callable[[], str]] = {}
-        self._prompt_edits: dict[str, QLineEdit] = {}
+        self._messages: dict[str, QLabel] = {}
+        self._habits = Habits(self.on_apply)
 
         layout = QVBoxLayout()
         sections = {
-            "General settings": self._general_fields(),
-            "Text": self._text_fields(),
-            "Box and point": self._geometry_fields(),
+            "Prompt": self._prompt_fields(),
+            "Results": self._result_fields(),
+            "Model": self._model_fields(),
         }
         for title, grid in sections.items():
             section = QGroupBox(title)
             section.setLayout(grid)
             layout.addWidget(section)
+        advanced = self._advanced_fields()
+        fold = Fold("Advanced", advanced, unfolded=self._is_used(advanced))
+        layout.addWidget(fold)
+        layout.addWidget(fold.body)
         layout.addStretch()
         widest = max(caption.sizeHint().width() for caption in self._captions)
-        for grid in sections.values():
+        for grid in (*sections.values(), advanced):
             grid.setColumnMinimumWidth(0, widest)
+            grid.setColumnStretch(1, 1)
         self.set_layout(qtconversion.PyQtToQt(layout))
         self._layout = layout  # the C++ side keeps no reference to it
 
         self._shown = self._read()
-        self._mark_malformed_prompts()
+        self._show_messages()
 
     def on_apply(self) -> None:
         """Set the parameters that were changed, and run the algorithm.
@@ -121,160 +158,83 @@ class InferSegmentAnything3Widget(core.CWorkflowTaskWidget):
         typed = self._read()
         self.parameters.set_values({name: text for name, text in typed.items() if text != self._shown[name]})
         self._shown = typed
+        self._show_messages()
         self.emit_apply(self.parameters)
 
     def _read(self) -> dict[str, str]:
         """Return the parameters that the panel shows, names to strings."""
         return {name: read() for name, read in self._readers.items()}
 
-    def _general_fields(self) -> QGridLayout:
+    def _is_used(self, grid: QGridLayout) -> bool:
+        """Return whether a parameter in a grid does not have its default."""
+        settings, defaults = self.parameters.settings, Settings()
+        return any(
+            getattr(settings, name) != getattr(defaults, name)
+            for name, field in self._fields.items()
+            if grid.indexOf(field) >= 0
+        )
+
+    def _prompt_fields(self) -> QGridLayout:
         settings, grid = self.parameters.settings, QGridLayout()
-        cuda = self._check_box(grid, "cuda", "CUDA", settings.cuda and cuda_present(), "Run on the GPU.")
+        for name, label, value, example in (
+            ("input_text", "Text prompt", settings.input_text, "shoe"),
+            ("input_box", "Box coord. [[xyxy]]", settings.input_box, "[[425, 600, 700, 875]]"),
+            ("input_box_label", "Box label [i]", settings.input_box_label, "[1]"),
+            ("input_point", "Point coord. [[xy]]", settings.input_point, "[[520, 375]]"),
+            ("input_point_label", "Point label [i]", settings.input_point_label, "[1]"),
+        ):
+            edit = QLineEdit(value, placeholderText=f"e.g. {example}")
+            edit.home(False)  # show the beginning of a long text
+            self._add_row(grid, name, label, edit, edit.text)
+            edit.textChanged.connect(self._show_messages)
+        return grid
+
+    def _result_fields(self) -> QGridLayout:
+        settings, grid = self.parameters.settings, QGridLayout()
+        threshold = Fraction(settings.confidence_threshold)
+        self._add_number(grid, "confidence_threshold", "Confidence threshold", threshold)
+        self._add_check_box(grid, "multimask_output", "Three candidates", settings.multimask_output)
+        self._add_check_box(grid, "instance_output", "Output objects", settings.instance_output)
+        return grid
+
+    def _model_fields(self) -> QGridLayout:
+        settings, grid = self.parameters.settings, QGridLayout()
+        self._add_weight_file(grid)
+        cuda = self._add_check_box(grid, "cuda", "CUDA", settings.cuda and cuda_present())
         if not cuda_present():
             cuda.setEnabled(False)
-            cuda.setToolTip(_tooltip("No GPU with CUDA was found. The CPU is used."))
-        percent = QSpinBox(minimum=1, maximum=100, value=settings.input_size_percent, suffix=" %")
-        self._add_row(
-            grid,
-            "input_size_percent",
-            "Input size",
-            percent,
-            lambda: str(percent.value()),
-            "Shrinks the image to this percentage before it is segmented. Masks keep the original size, and\n"
-            "coordinates always refer to the original image.",
-        )
-        self._model_input_size(grid)
-        self._model_weight_file(grid)
-        self._share(
-            grid,
-            "min_region_percent",
-            "Minimum region",
-            settings.min_region_percent,
-            "Removes stray pixels: drops parts of a mask that are smaller than this percentage of its area, and fills\n"
-            "holes that are smaller. The largest part always stays. 0 changes nothing.",
-        )
-        self._check_box(
-            grid,
-            "instance_output",
-            "Output objects",
-            settings.instance_output,
-            "Adds an output with the label, score, box and mask of each object. These masks may overlap.",
-        )
+            cuda.setToolTip(_tooltip(_NO_GPU))
         return grid
 
-    def _text_fields(self) -> QGridLayout:
+    def _advanced_fields(self) -> QGridLayout:
         settings, grid = self.parameters.settings, QGridLayout()
-        self._prompt_edit(grid, "input_text", "Text prompt", settings.input_text, "shoe")
-        threshold = self._fraction(settings.confidence_threshold)
-        self._add_row(
-            grid,
-            "confidence_threshold",
-            "Confidence threshold",
-            threshold,
-            lambda: str(threshold.value()),
-            "0 to 1, for text and example boxes: keeps instances with a score above this.\n"
-            "A lower threshold finds more, a higher one makes fewer mistakes. Changing it is fast.",
-        )
-        overlap = self._fraction(settings.iou_threshold)
-        self._add_row(
-            grid,
-            "iou_threshold",
-            "IoU threshold",
-            overlap,
-            lambda: str(overlap.value()),
-            "0 to 1, for text and example boxes: if two masks overlap more than this, keeps only the one with the\n"
-            "higher score. 1 keeps all; 0.7 removes duplicates. IoU: intersection over union of the two masks.",
-        )
+        self._add_number(grid, "iou_threshold", "IoU threshold", Fraction(settings.iou_threshold))
         most = QSpinBox(minimum=0, maximum=1_000_000, value=settings.max_detections, specialValueText="all")
-        self._add_row(
-            grid,
-            "max_detections",
-            "Most instances",
-            most,
-            lambda: str(most.value()),
-            "For text and example boxes: keeps the instances with the highest scores, at most this many. 0 keeps all.",
-        )
-        self._share(
-            grid,
-            "min_area_percent",
-            "Smallest area",
-            settings.min_area_percent,
-            "For text and example boxes: drops instances that cover less than this percentage of the image.",
-        )
-        self._share(
-            grid,
-            "max_area_percent",
-            "Largest area",
-            settings.max_area_percent,
-            "For text and example boxes: drops instances that cover more than this percentage of the image.",
-        )
-        numbered = _Choices()
+        self._add_number(grid, "max_detections", "Most instances", most)
+        for name, label, value in (
+            ("min_area_percent", "Smallest area", settings.min_area_percent),
+            ("max_area_percent", "Largest area", settings.max_area_percent),
+            ("min_region_percent", "Minimum region", settings.min_region_percent),
+        ):
+            field = Percentage(value)
+            self._add_number(grid, name, label, field)
+            field.valueChanged.connect(self._show_messages)
+        numbered = QComboBox()
         numbered.addItems(MASK_OUTPUTS)
         numbered.setCurrentText(settings.mask_output)
-        self._add_row(
-            grid,
-            "mask_output",
-            "Mask numbers",
-            numbered,
-            numbered.currentText,
-            "For text and example boxes: what the pixel values of the mask number.\n"
-            "instances: every instance has its own value. classes: all instances of a phrase have the same.",
-        )
+        self._add_row(grid, "mask_output", "Mask numbers", numbered, numbered.currentText)
+        percent = QSpinBox(minimum=1, maximum=100, value=settings.input_size_percent, suffix=" %")
+        self._add_number(grid, "input_size_percent", "Input size", percent)
+        self._add_number(grid, "model_input_size", "Model input size", InputSize(settings.model_input_size))
         return grid
 
-    def _geometry_fields(self) -> QGridLayout:
-        settings, grid = self.parameters.settings, QGridLayout()
-        self._prompt_edit(grid, "input_box", "Box coord. [[xyxy]]", settings.input_box, "[[425, 600, 700, 875]]")
-        self._prompt_edit(grid, "input_box_label", "Box label [i]", settings.input_box_label, "[1]")
-        self._prompt_edit(grid, "input_point", "Point coord. [[xy]]", settings.input_point, "[[520, 375]]")
-        self._prompt_edit(grid, "input_point_label", "Point label [i]", settings.input_point_label, "[1]")
-        self._check_box(
-            grid,
-            "multimask_output",
-            "Three candidate masks",
-            settings.multimask_output,
-            "Outputs three masks per object instead of one, best first. For points and boxes only.\n"
-            "Useful for ambiguous prompts, such as a single point.",
-        )
-        return grid
-
-    def _model_input_size(self, grid: QGridLayout) -> None:
-        own_size = 98  # stands for the parameter's 0: one step below the smallest size
-        side = QSpinBox(minimum=own_size, maximum=2016, singleStep=14, specialValueText="as trained", suffix=" px")
-        side.setValue(self.parameters.settings.model_input_size)
-
-        def read() -> str:
-            return "0" if side.value() == own_size else str(max(112, side.value()))
-
-        self._add_row(
-            grid,
-            "model_input_size",
-            "Model input size",
-            side,
-            read,
-            "Side of the square image that the network sees, 112 to 2016 pixels. SAM 3 was trained at 1008.\n"
-            "A smaller size is faster but loses detail.",
-        )
-
-    def _model_weight_file(self, grid: QGridLayout) -> None:
-        field = _TextWithChoices(OFFICIAL_NAMES, self.parameters.settings.model_weight_file)
+    def _add_weight_file(self, grid: QGridLayout) -> None:
+        field = TextWithChoices(OFFICIAL_NAMES, self.parameters.settings.model_weight_file)
         field.lineEdit().setPlaceholderText("facebook/sam3")
+        # a path is long: it gets a row of its own
+        self._add_row(grid, "model_weight_file", "Model weight file", field, field.currentText, whole_row=True)
         browse = QPushButton("Browse...")
-        row = QHBoxLayout()
-        row.addWidget(field, 1)
-        row.addWidget(browse)
-        self._add_row(
-            grid,
-            "model_weight_file",
-            "Model weight file",
-            field,
-            field.currentText,
-            "Path of a SAM 3 or SAM 3.1 checkpoint, or its name on Hugging Face.\n"
-            f"For example: {_EXAMPLE_PATH}, or: facebook/sam3.1, or: owner/repository/model.safetensors\n"
-            "Files on Hugging Face are downloaded once. facebook/sam3 and facebook/sam3.1 need access from Meta.\n"
-            "Empty: weights/sam3.pt in the plugin's folder if it exists, else facebook/sam3.",
-            row,
-        )
+        grid.addWidget(browse, grid.rowCount() - 3, 1)
 
         def choose_file() -> None:
             shown = without_quotes(field.currentText())
@@ -282,36 +242,21 @@ class InferSegmentAnything3Widget(core.CWorkflowTaskWidget):
             chosen, _ = QFileDialog.getOpenFileName(field, "Model weight file", start, _WEIGHT_FILES)
             if chosen:  # not canceled
                 field.setEditText(chosen)
+                self._show_messages()
 
         browse.clicked.connect(choose_file)
+        # not at each key: the beginning of a path is rarely a file
+        field.lineEdit().editingFinished.connect(self._show_messages)
+        field.activated.connect(self._show_messages)
 
-    def _share(self, grid: QGridLayout, name: str, label: str, value: float, help_text: str) -> None:
-        field = QDoubleSpinBox(minimum=0.0, maximum=100.0, singleStep=0.5, decimals=2, suffix=" %")
-        field.setValue(value)
-        self._add_row(grid, name, label, field, lambda: str(field.value()), help_text)
-
-    def _fraction(self, value: float) -> QDoubleSpinBox:
-        field = QDoubleSpinBox(minimum=0.0, maximum=1.0, singleStep=0.05, decimals=3)
-        field.setValue(value)
-        return field
-
-    def _prompt_edit(self, grid: QGridLayout, name: str, label: str, value: str, example: str) -> None:
-        edit = QLineEdit(value, placeholderText=f"e.g. {example}")
-        self._add_row(grid, name, label, edit, edit.text, _PROMPT_HELP[name])
-        self._prompt_edits[name] = edit
-        edit.textChanged.connect(self._mark_malformed_prompts)
-
-    def _mark_malformed_prompts(self) -> None:
-        """Mark fields that would cause an error with a red border, and explain the error in their tooltip."""
-        errors = PromptStrings(**{name: edit.text() for name, edit in self._prompt_edits.items()}).errors()
-        for name, edit in self._prompt_edits.items():
-            edit.setStyleSheet(_MALFORMED if name in errors else "")
-            edit.setToolTip(_tooltip(errors.get(name, _PROMPT_HELP[name])))
-
-    def _check_box(self, grid: QGridLayout, name: str, label: str, checked: bool, help_text: str) -> QCheckBox:
+    def _add_check_box(self, grid: QGridLayout, name: str, label: str, checked: bool) -> QCheckBox:
         box = QCheckBox(checked=checked)
-        self._add_row(grid, name, label, box, lambda: str(box.isChecked()), help_text)
+        self._add_row(grid, name, label, box, lambda: str(box.isChecked()))
         return box
+
+    def _add_number(self, grid: QGridLayout, name: str, label: str, field: QSpinBox | Fraction | Percentage) -> None:
+        field.setKeyboardTracking(False)
+        self._add_row(grid, name, label, field, lambda: str(field.value()))
 
     def _add_row(
         self,
@@ -320,21 +265,38 @@ class InferSegmentAnything3Widget(core.CWorkflowTaskWidget):
         label: str,
         field: QWidget,
         read: Callable[[], str],
-        help_text: str,
-        row_layout: QHBoxLayout | None = None,
+        *,
+        whole_row: bool = False,
     ) -> None:
+        """Add a caption, its field beside it or, with ``whole_row``, below it, and a place for a message."""
         row, caption = grid.rowCount(), QLabel(label)
+        message = QLabel(textFormat=Qt.TextFormat.PlainText, wordWrap=True)
         caption.setBuddy(field)
         for widget in (caption, field):
-            widget.setToolTip(_tooltip(help_text))
+            widget.setToolTip(_tooltip(_HELP[name]))
         field.setObjectName(name)
+        message.setObjectName(f"{name} message")
+        self._habits.give_to(field)
         grid.addWidget(caption, row, 0)
-        if row_layout is None:
-            grid.addWidget(field, row, 1)
+        if whole_row:
+            grid.addWidget(field, row + 1, 0, 1, 2)
         else:
-            grid.addLayout(row_layout, row, 1)
+            grid.addWidget(field, row, 1)
+        grid.addWidget(message, grid.rowCount(), 0, 1, 2)
         self._captions.append(caption)
-        self._readers[name] = read
+        self._fields[name], self._readers[name], self._messages[name] = field, read, message
+
+    def _show_messages(self) -> None:
+        """Explain below its field what a run would refuse, with a red border, or would ignore."""
+        settings = self.parameters.settings.updated(self._read())
+        errors, notes = settings.errors(), settings.prompt_strings.notes()
+        is_dark = QApplication.palette().window().color().lightness() < 128
+        for name, message in self._messages.items():
+            text = errors.get(name) or notes.get(name, "")
+            message.setText(text)
+            message.setStyleSheet(f"color: {_RED_ON_DARK if is_dark else _RED_ON_LIGHT}" if name in errors else "")
+            message.setVisible(bool(text))
+            self._fields[name].setStyleSheet(_MALFORMED if name in errors else "")
 
 
 def _tooltip(text: str) -> str:

@@ -180,9 +180,7 @@ class PromptStrings:
             return self._outline(drawing)
         outranked = [what for what in concepts.unused if what in _OUTRANKED]
         if outranked:
-            labelled = bool(concepts.prompt.boxes)
-            reason = "input_box_label is set, so boxes are examples" if labelled else "input_text is set"
-            logger.warning("%s. Ignored: %s.", reason, ", ".join(outranked))
+            logger.warning("%s. Ignored: %s.", _precedence(concepts), ", ".join(outranked))
         if len(outranked) < len(concepts.unused):
             logger.warning("Ignored: %s.", ", ".join(what for what in concepts.unused if what not in outranked))
         return concepts
@@ -236,6 +234,23 @@ class PromptStrings:
             except PromptError as error:
                 errors.setdefault(error.argument, str(error))
         return errors
+
+    def notes(self) -> dict[str, str]:
+        """Return why parameters that are set do not take effect, by name, to show while the user types.
+
+        Labels without boxes or points have no note: the user may draw the boxes or points later.
+        """
+        try:
+            concepts = self._concepts(Drawing())
+            if concepts:
+                ignored = [name for name in ("input_box", "input_point") if name in concepts.unused]
+                return dict.fromkeys(ignored, f"Ignored: {_precedence(concepts)}.")
+            boxes = parse_boxes(self.input_box)
+        except PromptError:
+            return {}  # shown as an error
+        if len(boxes) > 1 and not is_blank(self.input_point):
+            return {"input_point": f"Ignored: points refine a single box, and there are {len(boxes)}."}
+        return {}
 
     def _concepts(self, drawing: Drawing) -> ChosenPrompt | None:
         phrases = parse_phrases(self.input_text)
@@ -495,6 +510,11 @@ def _labels_of_usable(read: Callable[[int], tuple[int, ...]], usable: Sequence[b
         return _compress(read(len(usable)), usable)
     except PromptError:
         return read(sum(usable))
+
+
+def _precedence(concepts: ChosenPrompt) -> str:
+    """Return why concepts take precedence over boxes and points of single objects."""
+    return "input_box_label is set, so boxes are examples" if concepts.prompt.boxes else "input_text is set"
 
 
 def _unusable(drawing: Drawing) -> tuple[str, ...]:

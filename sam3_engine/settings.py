@@ -14,6 +14,7 @@ from .errors import CheckpointError, PromptError, WeightFileError, WeightsError,
 from .options import CANDIDATES, MAX_LABELS, Options
 from .prompt_strings import ChosenPrompt, Drawing, PromptStrings
 from .prompts import ConceptPrompt, Prompt
+from .weights import check_weights
 
 if TYPE_CHECKING:
     import torch
@@ -113,6 +114,24 @@ class Settings:
             size_percent=self.input_size_percent,
             min_region_percent=self.min_region_percent,
         )
+
+    def errors(self) -> dict[str, str]:
+        """Return the error of each parameter that a run would refuse, by name, to show before the run.
+
+        Without the image, points and boxes outside it are not known. Names on Hugging Face are not looked up.
+        """
+        errors = self.prompt_strings.errors()
+        checks = {"min_area_percent": lambda: self.options, "model_weight_file": self._check_weights}
+        for name, check in checks.items():
+            try:
+                check()
+            except ValueError as error:
+                errors[name] = str(error)
+        return errors
+
+    def _check_weights(self) -> None:
+        with self.naming_weights():
+            check_weights(self.model_weight_file)
 
     @contextlib.contextmanager
     def naming_weights(self) -> Iterator[None]:

@@ -70,12 +70,29 @@ def find_checkpoint(weights: str = "", weights_folder: Path | None = None) -> Pa
     """
     typed = without_quotes(weights)
     if typed:
-        return _find_named(_name_in_address(typed))
+        named = _locate(_name_in_address(typed))
+        return named.find() if isinstance(named, _HubFile) else named
     file_name = _PUBLISHED[_DEFAULT].file_name
     place = weights_folder / file_name if weights_folder else None
     if place and place.is_file():
         return place
     return _HubFile(_DEFAULT, file_name, place=place).find()
+
+
+def check_weights(weights: str) -> None:
+    """Check that ``weights`` is blank, names a file on this machine, or is spelled like a name on Hugging Face.
+
+    This uses no network: a name on Hugging Face is not looked up.
+
+    Args:
+        weights: as :func:`find_checkpoint` takes it.
+
+    Raises:
+        WeightFileError: it is none of these.
+    """
+    typed = without_quotes(weights)
+    if typed:
+        _locate(_name_in_address(typed))
 
 
 def without_quotes(weights: str) -> str:
@@ -89,7 +106,8 @@ def without_quotes(weights: str) -> str:
     return typed
 
 
-def _find_named(typed: str) -> Path:
+def _locate(typed: str) -> Path | _HubFile:
+    """Return the file on this machine, or the name on Hugging Face, that was typed."""
     path = Path(os.path.expanduser(typed))
     try:
         if path.is_file():
@@ -116,7 +134,7 @@ def _find_named(typed: str) -> Path:
             f"there is no such file{_looked_for(typed)}; expected a SAM 3 checkpoint. It is not looked up on Hugging "
             f"Face, because the folder {_quote_path(folder)} exists",
         )
-    return named.find()
+    return named
 
 
 def _weight_files_in(folder: Path) -> list[Path]:

@@ -1,7 +1,6 @@
 """The settings panel of Ikomia Studio, in real Qt: the values that it shows, marks as malformed and applies."""
 
 import hashlib
-import html
 import json
 import os
 import subprocess
@@ -105,7 +104,8 @@ def test_a_new_panel_shows_the_defaults_and_marks_nothing(use_panel):
         "mask_output": "instances",
         "instance_output": False,
     }
-    assert found["opened"]["marked"] == {}
+    assert found["opened"]["marked"] == []
+    assert found["opened"]["messages"] == {}
     assert found["applied"] == DEFAULTS
 
 
@@ -133,7 +133,7 @@ def test_a_reopened_panel_shows_the_applied_values(use_panel):
 
 def test_a_field_can_be_cleared_and_a_value_reset(use_panel):
     given = {"input_text": "shoe", "model_input_size": "504", "multimask_output": "True"}
-    found = use_panel(given=given, typed={"input_text": "", "model_input_size": 98, "multimask_output": False})
+    found = use_panel(given=given, typed={"input_text": "", "model_input_size": 0, "multimask_output": False})
     assert found["applied"] == DEFAULTS
 
 
@@ -224,13 +224,114 @@ def test_the_mouse_wheel_does_not_change_the_weight_file(use_panel, stored):
 def test_malformed_fields_are_marked_while_typing_and_unmarked_when_corrected(use_panel, typed, marked):
     found = use_panel(typed=typed, corrected=dict.fromkeys(typed, ""))
     errors = PromptStrings(**typed).errors()
-    assert set(errors) == marked
-    assert found["typed"]["marked"] == {name: f"<p>{html.escape(message)}</p>" for name, message in errors.items()}
-    assert found["opened again"]["marked"] == {}
+    assert set(errors) == set(found["typed"]["marked"]) == marked
+    assert {name: found["typed"]["messages"][name] for name in marked} == errors
+    assert found["typed"]["tooltips"] == found["opened"]["tooltips"]
+    assert found["opened again"]["marked"] == []
+    assert found["opened again"]["messages"] == {}
 
 
 def test_malformed_stored_values_are_marked_on_opening(use_panel):
-    assert set(use_panel(given={"input_point": "[["})["opened"]["marked"]) == {"input_point"}
+    assert use_panel(given={"input_point": "[["})["opened"]["marked"] == ["input_point"]
+
+
+def test_a_missing_weight_file_is_marked(use_panel, tmp_path):
+    name, missing = "model_weight_file", str(tmp_path / "sam3.pt")
+    found = use_panel(given={name: missing}, typed={name: "facebook/sam3.1"})
+    assert found["opened"]["marked"] == [name]
+    assert found["opened"]["messages"][name].startswith(f"{name} = '{missing}': there is no such file")
+    assert found["typed"]["marked"] == []
+
+
+def test_a_weight_file_that_exists_is_not_marked(use_panel, small_checkpoint):
+    found = use_panel(chosen_file=str(small_checkpoint))
+    assert found["typed"]["messages"] == {}
+
+
+def test_area_limits_that_exclude_each_other_are_marked(use_panel):
+    found = use_panel(typed={"min_area_percent": 60, "max_area_percent": 50}, corrected={"min_area_percent": 40})
+    assert found["typed"]["marked"] == ["min_area_percent"]
+    assert "a minimum that is not above the maximum" in found["typed"]["messages"]["min_area_percent"]
+    assert found["opened again"]["messages"] == {}
+
+
+@pytest.mark.parametrize(
+    ("typed", "notes"),
+    [
+        (
+            {"input_text": "shoe", "input_box": "[1, 2, 3, 4]", "input_point": "[1, 2]"},
+            {"input_box": "Ignored: input_text is set.", "input_point": "Ignored: input_text is set."},
+        ),
+        (
+            {"input_box": "[1, 2, 3, 4]", "input_box_label": "1", "input_point": "[1, 2]"},
+            {"input_point": "Ignored: input_box_label is set, so boxes are examples."},
+        ),
+        (
+            {"input_box": "[[1, 2, 3, 4], [5, 6, 7, 8]]", "input_point": "[1, 2]"},
+            {"input_point": "Ignored: points refine a single box, and there are 2."},
+        ),
+        ({"input_box": "[1, 2, 3, 4]", "input_point": "[1, 2]", "input_point_label": "[0]"}, {}),
+    ],
+)
+def test_fields_that_are_ignored_say_so(use_panel, typed, notes):
+    found = use_panel(typed=typed)
+    assert found["typed"]["messages"] == notes
+    assert found["typed"]["marked"] == []
+
+
+def test_return_applies(use_panel):
+    keys = {"input_text": "shoe<Return>", "confidence_threshold": "0.25<Enter>", "max_detections": "7<Return>"}
+    applied = use_panel(keys=keys, given={"max_detections": "9"})["without Apply"]
+    assert applied == {**DEFAULTS, "input_text": "shoe", "confidence_threshold": "0.25", "max_detections": "7"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "applied", "shown"),
+    [
+        ("0", "0", "as trained"),
+        ("100", "112", "112 px"),
+        ("500", "504", "504 px"),
+        ("3000", "300", "300 px"),  # the last 0 would be too much
+        ("<Up>", "112", "112 px"),
+        ("<Up><Up>", "126", "126 px"),
+        ("112<Return><Down>", "0", "as trained"),
+        ("1000<Return><Down>", "980", "980 px"),
+    ],
+)
+def test_a_model_input_size_can_be_typed(use_panel, keys, applied, shown):
+    found = use_panel(keys={"model_input_size": f"{keys}<Return>"}, unfolded=True)
+    assert found["without Apply"] == {**DEFAULTS, "model_input_size": applied}
+    assert found["typed"]["shown"]["model_input_size"] == shown
+
+
+def test_a_stored_model_input_size_stays_when_it_is_only_looked_at(use_panel):
+    found = use_panel(given={"model_input_size": "500"}, keys={"model_input_size": "<Return>"})
+    assert found["without Apply"]["model_input_size"] == "500"
+    assert found["typed"]["shown"]["model_input_size"] == "500 px"
+
+
+def test_the_mouse_wheel_changes_only_a_number_with_the_focus(use_panel):
+    given = {**DEFAULTS, "model_input_size": "504", "max_detections": "9", "mask_output": "classes"}
+    found = use_panel(given=given, wheel_over=list(DEFAULTS))
+    assert found["applied"] == given
+    turned = use_panel(given=given, keys={"max_detections": "<Wheel>", "mask_output": "<Wheel>"})
+    assert turned["applied"] == {**given, "max_detections": "7"}
+
+
+def test_rarely_used_fields_are_folded_until_one_is_used(use_panel):
+    folded = set(DEFAULTS) - set(use_panel()["opened"]["visible"])
+    assert folded == {
+        "iou_threshold",
+        "max_detections",
+        "min_area_percent",
+        "max_area_percent",
+        "min_region_percent",
+        "mask_output",
+        "input_size_percent",
+        "model_input_size",
+    }
+    assert set(use_panel(unfolded=True)["typed"]["visible"]) == set(DEFAULTS)
+    assert set(use_panel(given={"iou_threshold": "0.7"})["opened"]["visible"]) == set(DEFAULTS)
 
 
 def test_opening_and_applying_need_neither_torch_nor_sam3(use_panel_in_fresh_process):

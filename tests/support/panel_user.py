@@ -6,6 +6,7 @@ because a process can have only one ``QApplication``.
 
 import hashlib
 import json
+import re
 import sys
 
 from ikomia.dataprocess.workflow import Workflow  # load its Qt before PyQt's
@@ -23,6 +24,7 @@ from PyQt6.QtWidgets import (
     QLabel,
     QLineEdit,
     QPushButton,
+    QToolButton,
 )
 
 from demo.panel import open_panel
@@ -73,21 +75,42 @@ def shown_in(widget):
     return widget.isChecked() if isinstance(widget, QCheckBox) else widget.text()
 
 
-def press(panel, text):
-    next(button for button in panel.window.findChildren(QPushButton) if button.text() == text).click()
+def press_keys_in(widget, keys):
+    """Click into a field and press keys; those with names are in angle brackets."""
+    QTest.mouseClick(widget, Qt.MouseButton.LeftButton)
+    widget.setFocus(Qt.FocusReason.MouseFocusReason)
+    QApplication.processEvents()
+    for key in re.findall("<[^>]+>|.", keys):
+        if key == "<Wheel>":
+            turn_wheel_over(widget)
+        elif len(key) > 1:
+            QTest.keyClick(widget, getattr(Qt.Key, f"Key_{key[1:-1]}"))
+        else:
+            QTest.keyClicks(widget, key)
+
+
+def press(panel, text, kind=QPushButton):
+    next(button for button in panel.window.findChildren(kind) if button.text() == text).click()
 
 
 def digest(mask):
     return hashlib.sha256(mask.get_mask()).hexdigest()
 
 
+def message_below(panel, name):
+    message = panel.window.findChild(QLabel, f"{name} message")
+    return "" if message.isHidden() else message.text()
+
+
 def look_at(panel):
     names = panel.parameters.get_values()
-    marked = [name for name in names if "red" in field(panel, name).styleSheet()]
+    messages = {name: text for name in names if (text := message_below(panel, name))}
     return {
-        "marked": {name: field(panel, name).toolTip() for name in marked},
+        "marked": [name for name in names if "red" in field(panel, name).styleSheet()],
+        "messages": messages,
         "tooltips": {name: field(panel, name).toolTip() for name in names},
-        "labels": [label.text() for label in panel.window.findChildren(QLabel)],
+        "labels": [label.text() for label in panel.window.findChildren(QLabel) if label.buddy()],
+        "visible": [name for name in names if field(panel, name).isVisible()],
         "disabled": [name for name in names if not field(panel, name).isEnabled()],
         "shown": {name: shown_in(field(panel, name)) for name in names},
         "choices": {
@@ -110,6 +133,11 @@ def perform(task):
         choose_in(field(panel, name), item)
     for name in task.get("wheel_over", ()):
         turn_wheel_over(field(panel, name))
+    for name, keys in task.get("keys", {}).items():
+        press_keys_in(field(panel, name), keys)
+    if "unfolded" in task:
+        press(panel, "Advanced", QToolButton)
+    found["without Apply"] = panel.parameters.get_values()
     found["typed"] = look_at(panel)
     for name, value in task.get("corrected", {}).items():
         type_into(field(panel, name), value)
