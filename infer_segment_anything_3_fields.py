@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from PyQt6.QtCore import QEvent, QObject, Qt, QTimer
-from PyQt6.QtGui import QFocusEvent, QKeyEvent
-from PyQt6.QtWidgets import QAbstractSpinBox, QComboBox, QDoubleSpinBox, QLayout, QSpinBox, QToolButton, QWidget
+from PyQt6.QtCore import QEvent, QObject, Qt
+from PyQt6.QtGui import QKeyEvent
+from PyQt6.QtWidgets import (
+    QAbstractSpinBox,
+    QComboBox,
+    QDoubleSpinBox,
+    QLayout,
+    QLineEdit,
+    QSpinBox,
+    QToolButton,
+    QWidget,
+)
 
 _SMALLEST_INPUT, _LARGEST_INPUT, _PATCH = 112, 2016, 14  # pixels
 
@@ -83,8 +92,8 @@ class Fold(QToolButton):
 class Habits(QObject):
     """What the fields of a form have in common.
 
-    The Return key submits the form. A click into a number selects it, so that you can type another one. The mouse wheel
-    scrolls the form: it changes only a number that has the focus.
+    The Return key submits the form. The mouse wheel scrolls the form: it changes only a number that has the focus. A
+    click into a word that stands for a number selects it, so that you can type a number instead.
     """
 
     def __init__(self, submit: Callable[[], None]) -> None:
@@ -95,19 +104,24 @@ class Habits(QObject):
         """Make a field behave like this."""
         field.setFocusPolicy(Qt.FocusPolicy.StrongFocus)  # a spin box would take the focus when the wheel turns
         field.installEventFilter(self)
+        if isinstance(field, QAbstractSpinBox):
+            field.lineEdit().installEventFilter(self)
 
-    def eventFilter(self, field: QObject | None, event: QEvent | None) -> bool:  # noqa: N802
+    def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:  # noqa: N802
         """Handle the events that the fields would handle otherwise."""
-        is_number = isinstance(field, QAbstractSpinBox)
-        if isinstance(event, QFocusEvent) and is_number and event.reason() == Qt.FocusReason.MouseFocusReason:
-            QTimer.singleShot(0, field.selectAll)  # after the click, which would select nothing
-        elif isinstance(event, QKeyEvent) and event.type() == QEvent.Type.KeyPress:
+        assert event is not None
+        kind = event.type()
+        if kind == QEvent.Type.MouseButtonRelease and isinstance(watched, QLineEdit):
+            number = watched.parent()
+            if isinstance(number, QAbstractSpinBox) and number.text() == number.specialValueText():
+                watched.selectAll()
+        elif kind == QEvent.Type.KeyPress and isinstance(event, QKeyEvent):
             if event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter):
-                if is_number:
-                    field.interpretText()
+                if isinstance(watched, QAbstractSpinBox):
+                    watched.interpretText()
                 self._submit()
                 return True
-        elif event is not None and event.type() == QEvent.Type.Wheel and not (is_number and field.hasFocus()):
+        elif kind == QEvent.Type.Wheel and not (isinstance(watched, QAbstractSpinBox) and watched.hasFocus()):
             event.ignore()  # so that it scrolls what contains the field
             return True
         return False

@@ -15,14 +15,14 @@ from typing import Any
 from testbed.plugin import PLUGIN, register_checkout
 
 OUTPUT = Path(__file__).resolve().parent / "output"
-SIZE = 460, 570  # of the pictures, in pixels
+SIZE = 460, 520  # of the pictures, in pixels
 
 FILLED = {
     "input_box": "[[425, 600, 700, 875]]",
     "input_point": "[[575, 750]]",
     "input_point_label": "[0]",
     "multimask_output": "True",
-    "model_weight_file": "/home/me/sam3.pt",
+    "model_weight_file": "facebook/sam3",
 }
 MALFORMED = {"input_box": "[[425, 600, 700", "input_point": "[[500, 375], [1125, 625]]", "input_point_label": "[1]"}
 

@@ -272,6 +272,26 @@ def test_areas_may_be_set_one_after_the_other_but_a_minimum_above_the_maximum_is
         _ = between.updated(strings).options
 
 
+def test_the_errors_of_a_run_are_known_before_it(tmp_path):
+    missing = str(tmp_path / "sam3.pt")
+    settings = Settings(
+        min_area_percent=30.0, max_area_percent=20.5, input_point="[[1, 2", input_text="shoe", model_weight_file=missing
+    )
+    expected = "expected a list of points [[x, y], ...] in pixels."
+    assert settings.errors() == {
+        "input_point": f"input_point = '[[1, 2': this cannot be read; {expected}",
+        "min_area_percent": (
+            "min_area_percent = 30.0, max_area_percent = 20.5: expected a minimum that is not above the maximum."
+        ),
+        "model_weight_file": (f"model_weight_file = '{missing}': there is no such file; expected a SAM 3 checkpoint."),
+    }
+    (tmp_path / "sam3.pt").touch()
+    for there in ("", missing, f'"{missing}"', "facebook/sam3", "nobody/knows/model.safetensors"):
+        assert Settings(model_weight_file=there).errors() == {}
+    folder = Settings(model_weight_file=str(tmp_path)).errors()["model_weight_file"]
+    assert folder.endswith(f"this is a folder; expected a SAM 3 checkpoint, such as '{missing}'.")
+
+
 def test_the_options_of_the_engine_are_those_of_the_settings():
     assert CHANGED.options == Options(
         confidence_threshold=0.25,

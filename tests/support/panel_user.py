@@ -76,10 +76,12 @@ def shown_in(widget):
 
 
 def press_keys_in(widget, keys):
-    """Click into a field and press keys; those with names are in angle brackets."""
-    QTest.mouseClick(widget, Qt.MouseButton.LeftButton)
-    widget.setFocus(Qt.FocusReason.MouseFocusReason)
-    QApplication.processEvents()
+    """Click into the text of a field and press keys; those with names are in angle brackets."""
+    QApplication.processEvents()  # lay out what was just unfolded
+    text = widget.findChild(QLineEdit) or widget
+    QTest.mouseClick(text, Qt.MouseButton.LeftButton)
+    if isinstance(text, QLineEdit) and not text.hasSelectedText():
+        QTest.keyClick(widget, Qt.Key.Key_A, Qt.KeyboardModifier.ControlModifier)
     for key in re.findall("<[^>]+>|.", keys):
         if key == "<Wheel>":
             turn_wheel_over(widget)
@@ -127,6 +129,8 @@ def perform(task):
     if "chosen_file" in task:
         QFileDialog.getOpenFileName = lambda *_: (task["chosen_file"], "")
         press(panel, "Browse...")
+    if "unfolded" in task:
+        press(panel, "Advanced", QToolButton)
     for name, value in task.get("typed", {}).items():
         type_into(field(panel, name), value)
     for name, item in task.get("chosen", {}).items():
@@ -135,8 +139,6 @@ def perform(task):
         turn_wheel_over(field(panel, name))
     for name, keys in task.get("keys", {}).items():
         press_keys_in(field(panel, name), keys)
-    if "unfolded" in task:
-        press(panel, "Advanced", QToolButton)
     found["without Apply"] = panel.parameters.get_values()
     found["typed"] = look_at(panel)
     for name, value in task.get("corrected", {}).items():
