@@ -41,6 +41,7 @@ class ImageEmbedding:
         features: the feature pyramids of both heads, on the model's device.
         width, height: of the source image, in pixels.
         resolution: side of the network's input, in pixels.
+        precision: dtype of the matrix products that computed it.
         model: a weak reference to the model that made it.
         detections: the detector's last answers, so that changing a threshold only filters.
     """
@@ -49,5 +50,14 @@ class ImageEmbedding:
     width: int
     height: int
     resolution: int
+    precision: torch.dtype
     model: weakref.ref[Model] = field(repr=False)
     detections: LRUCache[Detections] = field(repr=False)
+
+    def is_finite(self) -> bool:
+        """Return whether no feature map contains NaN or infinity. This waits for the GPU."""
+        import torch
+
+        pyramids = [self.features, self.features.get("sam2_backbone_out")]
+        maps = [feature_map for pyramid in pyramids if pyramid for feature_map in pyramid["backbone_fpn"]]
+        return bool(torch.stack([feature_map.isfinite().all() for feature_map in maps]).all())

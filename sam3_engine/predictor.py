@@ -21,7 +21,7 @@ from .contexts import importing_sam3
 from .detector import Detector
 from .devices import choose_device, cuda_present
 from .embedding import CACHED_DETECTIONS, Detections, ImageEmbedding
-from .errors import PromptError
+from .errors import CheckpointError, PromptError
 from .fitting import FittedPrompt, fit_prompt, warn_of_fractions
 from .images import as_rgb8, content_digest, pixels_of
 from .lru_cache import LRUCache
@@ -172,7 +172,13 @@ class Predictor:
         on_step()
         embedding = self.encode_image(rgb, options.size_percent)
         on_encoded()
-        return self.segment(embedding, fitted, options, on_step=on_step)
+        try:
+            return self.segment(embedding, fitted, options, on_step=on_step)
+        except _NotFiniteEmbeddingError:
+            pass
+        # after the except clause: inside it, the error still holds the tensors of the failed computation
+        on_step()
+        return self.segment(self.encode_image(rgb, options.size_percent), fitted, options, on_step=on_step)
 
     def encode_image(self, image: np.ndarray | PIL.Image.Image, size_percent: int = 100) -> ImageEmbedding:
         """Run the image encoder, which takes most of the time.
@@ -221,7 +227,8 @@ class Predictor:
 
         Raises:
             PromptError: the prompt does not fit the image, or the checkpoint lacks the head that answers it.
-            ValueError: the embedding was made by another model, or at another input size.
+            ValueError: the embedding was made by another model, or at another input size; or it was made in half
+                precision and contains NaN or infinity.
             CheckpointError: the network returns NaN or infinity.
             DeviceMemoryError: the device ran out of memory.
         """
@@ -236,7 +243,13 @@ class Predictor:
         fitted = self._fit(prompt, embedding.width, embedding.height)
         head = self._detector if isinstance(fitted.prompt, ConceptPrompt) else self._click_head
         assert head is not None
-        return self.model.infer(lambda: head.segment(embedding, fitted, options, on_step))
+        try:
+            return self.model.infer(lambda: head.segment(embedding, fitted, options, on_step))
+        except CheckpointError as error:
+            # only now: to look for NaN after encoding would make every image wait for the GPU
+            if embedding.precision == torch.float32 or self.model.infer(embedding.is_finite):
+                raise
+            raise _NotFiniteEmbeddingError(embedding.precision) from error
 
     def check_answers(self, prompt: Prompt) -> None:
         """Check that the model has the head that answers a prompt.
@@ -278,6 +291,7 @@ class Predictor:
             pixels = functional.resize(pixels, shrunk, antialias=True)
         if self.model.device.type == "cuda" and not _can_shrink_on_cuda(pixels, self.resolution):
             pixels = functional.resize(pixels, [self.resolution] * 2, antialias=True)  # on the CPU
+        precision = self.model.precision
         features = self._processor.set_image(pixels)["backbone_out"]
         pyramids = [features] if self.model.architecture.detector else []
         if self.model.architecture.click_head:
@@ -286,12 +300,25 @@ class Predictor:
         tables = self.model.position_tables.get(self.resolution, lambda: pyramids[0]["vision_pos_enc"])
         for pyramid in pyramids:
             pyramid["vision_pos_enc"] = tables
-        if self.model.precision == torch.float16:  # bfloat16 has the range of float32, and to check waits for the GPU
-            maps = [feature_map for pyramid in pyramids for feature_map in pyramid["backbone_fpn"]]
-            if not torch.stack([feature_map.isfinite().all() for feature_map in maps]).all():
-                raise NotFiniteError
         detections: LRUCache[Detections] = LRUCache(CACHED_DETECTIONS, self.model.budget)
-        return ImageEmbedding(features, width, height, self.resolution, weakref.ref(self.model), detections)
+        embedding = ImageEmbedding(
+            features, width, height, self.resolution, precision, weakref.ref(self.model), detections
+        )
+        # bfloat16 has the range of float32, and to check waits for the GPU
+        if precision == torch.float16 and not embedding.is_finite():
+            raise NotFiniteError
+        return embedding
+
+
+class _NotFiniteEmbeddingError(ValueError):
+    """An embedding that contains NaN or infinity, because the image encoder ran in half precision."""
+
+    def __init__(self, precision: torch.dtype) -> None:
+        name = str(precision).removeprefix("torch.")
+        super().__init__(
+            f"The embedding was made in {name} and contains NaN or infinity. Encode the image again: the model runs in "
+            "float32 from now on."
+        )
 
 
 def _as_rgb8(image: np.ndarray | PIL.Image.Image) -> np.ndarray:

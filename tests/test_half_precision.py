@@ -147,6 +147,39 @@ def test_a_layer_that_fails_in_half_precision_is_computed_in_float32(
     assert answer(Predictor(model), photograph, kind) == wanted
 
 
+@pytest.mark.parametrize("precision", HALF)
+@pytest.mark.parametrize("kind", PROMPTS)
+def test_an_image_encoder_that_fails_in_half_precision_is_run_in_float32(
+    small_checkpoint, photograph, caplog, kind, precision
+):
+    model = load_model(small_checkpoint, CPU, precision)
+    predictor = Predictor(model)
+    model.network.backbone.vision_backbone.trunk.blocks[0].attn.proj.register_forward_hook(gives_nan_in(precision))
+    options = Options(confidence_threshold=0, multimask=True)
+    steps = []
+    found = predictor.predict(
+        photograph, PROMPTS[kind], options, on_encoded=lambda: steps.append("encoded"), on_step=lambda: None
+    )
+    assert (model.precision, len(warned(caplog)), steps) == (torch.float32, 1, ["encoded"])
+    wanted = answer(Predictor(load_model(small_checkpoint, CPU, torch.float32)), photograph, kind)
+    assert [(one.score, one.box, one.mask.tobytes(), one.mask_logits.dtype) for one in found] == wanted
+
+
+@pytest.mark.parametrize("kind", PROMPTS)
+def test_an_embedding_with_nan_in_half_precision_is_refused_without_blaming_the_weights(
+    small_checkpoint, photograph, kind
+):
+    model = load_model(small_checkpoint, CPU, torch.bfloat16)
+    predictor = Predictor(model)
+    model.network.backbone.vision_backbone.trunk.blocks[0].attn.proj.register_forward_hook(gives_nan_in(torch.bfloat16))
+    embedding = predictor.encode_image(photograph)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="was made in bfloat16 and contains NaN or infinity. Encode") as refused:
+            segments(predictor, photograph, kind, embedding)
+        assert not isinstance(refused.value, CheckpointError)
+    assert segments(predictor, photograph, kind)
+
+
 def test_embeddings_and_predictors_from_before_the_switch_stay_usable(overflowing, small_checkpoint, photograph):
     model = load_model(overflowing("click head"), CPU, torch.float16)
     predictors = [Predictor(model, size) for size in (0, 56, 168, 224)]  # more than the model keeps
@@ -263,7 +296,7 @@ def test_weights_are_blamed_only_in_float32(small_checkpoint, photograph, tmp_pa
     predictor = Predictor(load_model(path, CPU, precision))
     for _ in range(2):
         with pytest.raises(CheckpointError, match="spoilt.pt .* NaN or infinity: its weights are damaged"):
-            answer(predictor, photograph, kinds[0])
+            predictor.predict(photograph, PROMPTS[kinds[0]])
     assert len(warned(caplog)) == (precision != torch.float32)
 
 
