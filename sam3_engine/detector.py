@@ -5,8 +5,11 @@ Importing this module imports torch and sam3.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -33,7 +36,20 @@ _NO_PHRASE = "visual"  # the text that SAM 3 was trained with where only example
 
 _OUTPUTS = ("presence_logit_dec", "pred_logits", "pred_boxes_xyxy", "pred_masks")  # of the network
 
-_Example = tuple[Box, int]  # in fractions of the image's width and height; its label
+
+@dataclass(frozen=True)
+class Examples:
+    """Example boxes.
+
+    Attributes:
+        boxes: each in fractions of the width and height of the image that it lies in, and its label.
+        source: identifies that image, if it is another one than the detector looks at; or None.
+        tokens: what the network's geometry encoder makes of the boxes in that image; or None.
+    """
+
+    boxes: tuple[tuple[Box, int], ...] = ()
+    source: Hashable = None
+    tokens: Any = field(default=None, compare=False, repr=False)
 
 
 class Detector:
@@ -64,24 +80,49 @@ class Detector:
         """
         prompt = fitted.prompt
         assert isinstance(prompt, ConceptPrompt)
-        examples = tuple(zip(fitted.relative_boxes, prompt.box_labels, strict=True))
+        examples = Examples(tuple(zip(fitted.relative_boxes, prompt.box_labels, strict=True)))
+        found = self.find(embedding, prompt, prompt.names, examples, options, on_step)
+        self.warn_of_limits(prompt, found, self.crowded(found), options)
+        return select_instances([segment for name in prompt.names for segment in found[name]], options)
+
+    def find(
+        self,
+        embedding: ImageEmbedding,
+        prompt: ConceptPrompt,
+        names: Iterable[str],
+        examples: Examples,
+        options: Options,
+        on_step: Callable[[], None],
+    ) -> dict[str, list[Segment]]:
+        """Return all instances above the threshold of some of a prompt's concepts, by name and descending score.
+
+        Args:
+            embedding: of the image, or of a part of it.
+            prompt: names the concepts; its boxes are not used.
+            names: which of them to look for.
+            examples: the example boxes.
+            options: the threshold.
+            on_step: called before each concept.
+
+        Raises:
+            NotFiniteError: the network returns NaN or infinity.
+        """
         phrases = dict(zip(prompt.names, prompt.phrases or (_NO_PHRASE,), strict=True))
-        # cached answers first: the rest of a long list would evict them
-        cached_first = sorted(phrases, key=lambda name: (phrases[name], examples) not in embedding.detections)
         thresholds = _thresholds(prompt, options.confidence_threshold)
+        # cached answers first: the rest of a long list would evict them
+        cached_first = sorted(names, key=lambda name: (phrases[name], examples) not in embedding.detections)
         found = {}
         for name in cached_first:
             on_step()
             found[name] = self._instances(embedding, name, phrases[name], examples, thresholds[name])
-        self._warn_of_limits(prompt, found, thresholds)
-        segments = [segment for name in prompt.names for segment in found[name]]
-        segments = remove_small_regions(segments, options.min_region_percent)
-        segments = drop_duplicates(segments, options.iou_threshold)
-        segments = drop_by_area(segments, options.min_area_percent, options.max_area_percent)
-        return [segments[index] for index in best(segments, options.max_detections or len(segments))]
+        return found
+
+    def crowded(self, found: Mapping[str, Sequence[Segment]]) -> set[str]:
+        """Return the concepts with as many instances as the network can return."""
+        return {name for name, instances in found.items() if len(instances) == self._model.architecture.queries}
 
     def _instances(
-        self, embedding: ImageEmbedding, name: str, phrase: str, examples: tuple[_Example, ...], threshold: float
+        self, embedding: ImageEmbedding, name: str, phrase: str, examples: Examples, threshold: float
     ) -> list[Segment]:
         detections = embedding.detections.get((phrase, examples), lambda: self.detect(embedding, phrase, examples))
         kept = sum(score > threshold for score in detections.scores)
@@ -92,11 +133,18 @@ class Detector:
             for logits, score, box in zip(mask_logits, detections.scores, detections.boxes, strict=False)
         ]
 
-    def _warn_of_limits(
-        self, prompt: ConceptPrompt, found: Mapping[str, Sequence[Segment]], thresholds: Mapping[str, float]
+    def warn_of_limits(
+        self, prompt: ConceptPrompt, found: Mapping[str, Sequence[object]], crowded: Collection[str], options: Options
     ) -> None:
-        """Log what the network cannot read, may not show, or did not find and is not a plain noun phrase."""
-        architecture = self._model.architecture
+        """Log what the network cannot read, may not show, or did not find and is not a plain noun phrase.
+
+        Args:
+            prompt: names the concepts.
+            found: their instances.
+            crowded: the concepts with as many instances as the network can return.
+            options: the threshold.
+        """
+        architecture, thresholds = self._model.architecture, _thresholds(prompt, options.confidence_threshold)
         most_tokens = architecture.text_context - 2  # without the start and the end token
         read = [text for phrase in prompt.phrases if (text := phrase_read(self._network, phrase, most_tokens))]
         if read:
@@ -106,21 +154,45 @@ class Detector:
                 most_tokens,
                 _shortened(read),
             )
-        crowded = [name for name in prompt.names if len(found[name]) == architecture.queries]
         if crowded:
+            named = [name for name in prompt.names if name in crowded]
             logger.warning(
                 "All %d instances that the network can return for a concept score above %s: there may be more. "
                 "Crop the image or name something more specific; to keep only the best, raise the threshold. "
                 "Concepts: %s.",
                 architecture.queries,
-                " or ".join(dict.fromkeys(f"{thresholds[name]:g}" for name in crowded)),
-                _shortened(crowded),
+                " or ".join(dict.fromkeys(f"{thresholds[name]:g}" for name in named)),
+                _shortened(named),
             )
         unusual = [phrase for phrase in prompt.phrases if not found[phrase] and not is_plain_phrase(phrase)]
         if unusual:
             logger.warning("Nothing was found for %s; %s.", _shortened(unusual), PHRASES_EXPECTED)
 
-    def detect(self, embedding: ImageEmbedding, phrase: str, examples: Sequence[_Example]) -> Detections:
+    def encode_examples(
+        self, embedding: ImageEmbedding, prompt: ConceptPrompt, examples: Examples, source: Hashable
+    ) -> Examples:
+        """Return examples for use with other images than the one that their boxes lie in.
+
+        Args:
+            embedding: of the image that the boxes lie in.
+            prompt: with its phrase, if it has one.
+            examples: the boxes in that image.
+            source: identifies that image.
+
+        Raises:
+            NotFiniteError: the network returns NaN or infinity.
+        """
+
+        def encode() -> Any:
+            tokens: list[Any] = []
+            (phrase,) = prompt.phrases or (_NO_PHRASE,)
+            with self._network.geometry_encoder.register_forward_hook(lambda _, __, output: tokens.extend(output)):
+                self.detect(embedding, phrase, examples)
+            return tokens
+
+        return Examples(examples.boxes, source, self._model.phrases.get((source, examples), encode))
+
+    def detect(self, embedding: ImageEmbedding, phrase: str, examples: Examples) -> Detections:
         """Run the detector, and the text encoder unless the phrase is cached.
 
         Raises:
@@ -128,18 +200,23 @@ class Detector:
         """
         network, device = self._network, self._model.device
         geometric_prompt = empty_geometric_prompt(network)
-        for (x1, y1, x2, y2), label in examples:
+        for (x1, y1, x2, y2), label in examples.boxes:
             box = torch.tensor([[[(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]]], device=device)
             geometric_prompt.append_boxes(box, torch.tensor([[label == POSITIVE]], device=device))
-        outputs = network.forward_grounding(
-            backbone_out={
-                **to_precision(embedding.features, self._model.precision),
-                **self._model.phrases.get(phrase, lambda: network.backbone.forward_text([phrase], device=device)),
-            },
-            find_input=self._find_stage,
-            geometric_prompt=geometric_prompt,
-            find_target=None,
-        )
+        backbone_out = {
+            **to_precision(embedding.features, self._model.precision),
+            **self._model.phrases.get(phrase, lambda: network.backbone.forward_text([phrase], device=device)),
+        }
+        with contextlib.ExitStack() as hooks:
+            if examples.tokens is not None:
+                tokens = tuple(to_precision(examples.tokens, self._model.precision))
+                hooks.enter_context(network.geometry_encoder.register_forward_hook(lambda *_: tokens))
+            outputs = network.forward_grounding(
+                backbone_out=backbone_out,
+                find_input=self._find_stage,
+                geometric_prompt=geometric_prompt,
+                find_target=None,
+            )
         # scores as in Sam3Processor; in float32, because PyTorch would round the threshold to bfloat16
         presence = outputs["presence_logit_dec"].sigmoid().unsqueeze(1)
         scores = (outputs["pred_logits"].sigmoid() * presence)[0, :, 0].float()
@@ -152,6 +229,22 @@ class Detector:
         return Detections(
             scores[order].tolist(), [tuple(box) for box in boxes.tolist()], outputs["pred_masks"][0, order]
         )
+
+
+def select_instances(segments: Sequence[Segment], options: Options) -> list[Segment]:
+    """Clean masks, and drop instances, as the options ask for.
+
+    Args:
+        segments: of one image, phrase by phrase, each by descending score.
+        options: the smallest region, the IoU of duplicates, the limits of areas and the number of instances.
+
+    Returns:
+        The others, in their order.
+    """
+    segments = remove_small_regions(segments, options.min_region_percent)
+    segments = drop_duplicates(segments, options.iou_threshold)
+    segments = drop_by_area(segments, options.min_area_percent, options.max_area_percent)
+    return [segments[index] for index in best(segments, options.max_detections or len(segments))]
 
 
 def _thresholds(prompt: ConceptPrompt, default: float) -> dict[str, float]:

@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 _CACHED_IMAGES = 2
+_CACHED_TILES = 10_000  # the budget is what bounds them
 _CACHED_PHRASES = 64  # less than 0.2 MB each at SAM 3's size
 _CACHED_INPUT_SIZES = 2
 
@@ -56,7 +57,9 @@ class Model:
         precision: dtype of its matrix products; float32 from the first NaN or infinity on.
         budget: bounds the memory of these caches, together with those of all models on ``device``.
         embeddings: image embeddings; use it inside :meth:`exclusive_inference`.
-        phrases: outputs of the text encoder by phrase; use it inside :meth:`exclusive_inference`.
+        tiles: embeddings of parts of images; use it inside :meth:`exclusive_inference`.
+        phrases: outputs of the text encoder by phrase, and of the geometry encoder by examples; use it inside
+            :meth:`exclusive_inference`.
         position_tables: position tables of image features by input size; use it inside :meth:`exclusive_inference`.
     """
 
@@ -77,6 +80,7 @@ class Model:
         self.precision = precision
         self.budget = measure_budget(device)
         self.embeddings: LRUCache[Any] = LRUCache(_CACHED_IMAGES, self.budget)
+        self.tiles: LRUCache[Any] = LRUCache(_CACHED_TILES, self.budget)
         self.phrases: LRUCache[Any] = LRUCache(_CACHED_PHRASES, self.budget)
         self.position_tables: LRUCache[Any] = LRUCache(1 + _CACHED_INPUT_SIZES, self.budget)
         self._resized: LRUCache[Sam3Image] = LRUCache(_CACHED_INPUT_SIZES)  # no budget: they share the weights
@@ -139,7 +143,7 @@ class Model:
         self.precision = torch.float32
         for network in self._networks:
             widen_while_running(network)
-        for cache in (self.embeddings, self.phrases, self.position_tables):
+        for cache in (self.embeddings, self.tiles, self.phrases, self.position_tables):
             cache.clear()
 
     def network_at(self, resolution: int) -> Sam3Image:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from .segments import Segment, by_descending_score
+from .segments import Segment, by_descending_score, crops_of, logits_of
 
 _BLOCK_SIZE = 256  # bounds the memory of comparing masks
 
@@ -18,7 +18,8 @@ _BLOCK_SIZE = 256  # bounds the memory of comparing masks
 def drop_duplicates(segments: Sequence[Segment], iou_threshold: float) -> list[Segment]:
     """Drop segments that overlap a better one too much: greedy non-maximum suppression.
 
-    The IoU is that of the masks at the network's resolution (positive logits). Labels do not matter.
+    The IoU is that of the masks at the network's resolution (positive logits), or with tiles at source size. Labels do
+    not matter.
 
     Args:
         segments: all of the same image and network.
@@ -31,12 +32,18 @@ def drop_duplicates(segments: Sequence[Segment], iou_threshold: float) -> list[S
         return list(segments)
     by_score = by_descending_score(segments)
     kept: list[int] = []
+    if crops := crops_of(segments):
+        for index in by_score:
+            if not any(crops[index].iou(crops[better]) > iou_threshold for better in kept):
+                kept.append(index)
+        return [segments[index] for index in sorted(kept)]
+    logits = logits_of(segments)
     for start in range(0, len(by_score), _BLOCK_SIZE):
         block = by_score[start : start + _BLOCK_SIZE]
-        masks = _binary_masks(segments, block)
+        masks = _binary_masks([logits[index] for index in block])
         duplicate = np.zeros(len(block), bool)
         for earlier in range(0, len(kept), _BLOCK_SIZE):
-            better = _binary_masks(segments, kept[earlier : earlier + _BLOCK_SIZE])
+            better = _binary_masks([logits[index] for index in kept[earlier : earlier + _BLOCK_SIZE]])
             duplicate |= (_pairwise_iou(masks, better) > iou_threshold).any(dim=1).cpu().numpy()
         overlapping = (_pairwise_iou(masks, masks) > iou_threshold).cpu().numpy()
         for index in range(len(block)):
@@ -46,9 +53,9 @@ def drop_duplicates(segments: Sequence[Segment], iou_threshold: float) -> list[S
     return [segments[index] for index in sorted(kept)]
 
 
-def _binary_masks(segments: Sequence[Segment], indices: Sequence[int]) -> torch.Tensor:
-    """Return (indices, h * w) zeros and ones in float32, in which the sums of a mask are exact."""
-    return torch.stack([segments[index].mask_logits > 0 for index in indices]).flatten(1).float()
+def _binary_masks(mask_logits: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return (masks, h * w) zeros and ones in float32, in which the sums of a mask are exact."""
+    return torch.stack([logits > 0 for logits in mask_logits]).flatten(1).float()
 
 
 def _pairwise_iou(masks: torch.Tensor, others: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 CANDIDATES = 3  # masks per object with ``multimask``
 MAX_LABELS = 255  # a label map has 8 bits
+SMALLEST_TILE = 64  # pixels
+LARGEST_OVERLAP = 0.9
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,9 @@ class Options:
         size_percent: 1..100, shrink the image to this size before the image encoder.
         min_region_percent: 0..100, share of a mask's area; drop connected parts of the mask that are smaller, and fill
             holes that are smaller. The largest part always stays.
+        tile_size: side of square tiles in source pixels, at least 64; look for concepts in each tile and in the whole
+            image, and segment points and boxes in a window of this size around them. 0 uses no tiles.
+        tile_overlap: 0..0.9, concepts only; the least share of a tile that it has in common with the next.
 
     Raises:
         ValueError: a value is out of range, or no area is within the limits.
@@ -37,6 +42,8 @@ class Options:
     multimask: bool = False
     size_percent: int = 100
     min_region_percent: float = 0.0
+    tile_size: int = 0
+    tile_overlap: float = 0.2
 
     def __post_init__(self) -> None:
         for name in ("confidence_threshold", "iou_threshold"):
@@ -48,6 +55,10 @@ class Options:
         for name in ("min_area_percent", "max_area_percent", "min_region_percent"):
             if not 0 <= getattr(self, name) <= 100:
                 raise ValueError(f"{name} = {getattr(self, name)!r}: expected a number from 0 to 100.")
+        if self.tile_size != 0 and not self.tile_size >= SMALLEST_TILE:
+            raise ValueError(f"tile_size = {self.tile_size!r}: expected 0, or {SMALLEST_TILE} or more.")
+        if not 0 <= self.tile_overlap <= LARGEST_OVERLAP:
+            raise ValueError(f"tile_overlap = {self.tile_overlap!r}: expected a number from 0 to {LARGEST_OVERLAP}.")
         if self.min_area_percent > self.max_area_percent:
             raise ValueError(
                 f"min_area_percent = {self.min_area_percent!r}, max_area_percent = {self.max_area_percent!r}: expected "

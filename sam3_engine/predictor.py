@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import PIL.Image
@@ -27,16 +28,19 @@ from .images import as_rgb8, content_digest, pixels_of
 from .lru_cache import LRUCache
 from .model import Model, NotFiniteError
 from .options import DEFAULTS, Options, check_size_percent
-from .prompts import ConceptPrompt, Prompt, in_brackets
+from .prompts import ConceptPrompt, GeometricPrompt, Prompt, in_brackets
 from .segments import Segment
 from .shared_models import is_shared, shared_model
 from .weights import find_checkpoint
+from .windows import ImageWindows
 
 with importing_sam3():
     from sam3.model.sam3_image_processor import Sam3Processor
     from torchvision.transforms.v2 import functional
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 _MAX_INPUT_SIZE = 4096
 # PyTorch's antialiased resize on CUDA (UpSampleBilinear2d.cu) holds its weights for a block of pixels in shared memory:
@@ -153,8 +157,8 @@ class Predictor:
         Args:
             image: (H, W) or (H, W, channels) array as :func:`~.images.as_rgb8` takes it, or a PIL image.
             prompt: in pixels of ``image``.
-            options: thresholds, number of candidates, image size.
-            on_encoded: called when the image is encoded.
+            options: thresholds, number of candidates, image size, tiles.
+            on_encoded: called when the image is encoded; with tiles, when each of :func:`~.windows.count_windows` is.
             on_step: called before the image encoder, then as in :meth:`segment`. Raise an exception in it to stop.
 
         Returns:
@@ -169,16 +173,18 @@ class Predictor:
         self._refuse_if_closed()
         rgb = _as_rgb8(image)
         fitted = self._fit(prompt, rgb.shape[1], rgb.shape[0])
+        if options.tile_size and options.tile_size < max(rgb.shape[:2]):
+            windows = ImageWindows(self, rgb, options, on_encoded, on_step)
+            if isinstance(fitted.prompt, GeometricPrompt):
+                return windows.outline(fitted.prompt)
+            assert self._detector is not None
+            return windows.find(self._detector, fitted.prompt)
         on_step()
-        embedding = self.encode_image(rgb, options.size_percent)
-        on_encoded()
-        try:
-            return self.segment(embedding, fitted, options, on_step=on_step)
-        except _NotFiniteEmbeddingError:
-            pass
-        # after the except clause: inside it, the error still holds the tensors of the failed computation
-        on_step()
-        return self.segment(self.encode_image(rgb, options.size_percent), fitted, options, on_step=on_step)
+        return self.answer(
+            lambda: self.encode_image(rgb, options.size_percent),
+            lambda embedding: self.segment(embedding, fitted, options, on_step=on_step),
+            on_encoded,
+        )
 
     def encode_image(self, image: np.ndarray | PIL.Image.Image, size_percent: int = 100) -> ImageEmbedding:
         """Run the image encoder, which takes most of the time.
@@ -216,7 +222,8 @@ class Predictor:
         Args:
             embedding: of :meth:`encode_image` by the same model at the same input size.
             prompt: in pixels of the source image.
-            options: thresholds and number of candidates; ``size_percent`` is ignored.
+            options: thresholds and number of candidates; ``size_percent`` and ``tile_size`` are ignored, because they
+                concern the image.
             on_step: called before each phrase, or before each pass of up to 16 boxes. Raise an exception in it to
                 stop: the predictor stays usable, and the answers so far stay cached. Keep it short, because other
                 threads wait for the model meanwhile.
@@ -243,8 +250,54 @@ class Predictor:
         fitted = self._fit(prompt, embedding.width, embedding.height)
         head = self._detector if isinstance(fitted.prompt, ConceptPrompt) else self._click_head
         assert head is not None
+        return self.ask(embedding, lambda: head.segment(embedding, fitted, options, on_step))
+
+    # --- for windows.py
+
+    def encode_part(self, rgb: np.ndarray, key: Hashable, size_percent: int) -> ImageEmbedding:
+        """Run the image encoder on a part of an image; as many embeddings are cached as the budget has room for.
+
+        Args:
+            rgb: (H, W, 3) uint8.
+            key: identifies the embedding.
+            size_percent: 1..100, shrink the part to this size first.
+        """
+        return self.model.infer(lambda: self.model.tiles.get(key, lambda: self._encode(rgb, size_percent)))
+
+    def answer(
+        self,
+        encode: Callable[[], ImageEmbedding],
+        ask: Callable[[ImageEmbedding], Result],
+        on_encoded: Callable[[], None] = _do_nothing,
+    ) -> Result:
+        """Return ``ask(encode())``; if half precision has spoilt the embedding, encode again, then in float32.
+
+        Args:
+            encode: encodes an image.
+            ask: runs a head on the embedding in :meth:`ask`.
+            on_encoded: called once, when the image is encoded.
+
+        Raises:
+            CheckpointError: the network returns NaN or infinity in float32.
+        """
+        embedding = encode()
+        on_encoded()
         try:
-            return self.model.infer(lambda: head.segment(embedding, fitted, options, on_step))
+            return ask(embedding)
+        except _NotFiniteEmbeddingError:
+            pass
+        # after the except clause: inside it, the error still holds the tensors of the failed computation
+        return ask(encode())
+
+    def ask(self, embedding: ImageEmbedding, compute: Callable[[], Result]) -> Result:
+        """Return ``compute()``, which runs a head on an embedding.
+
+        Raises:
+            ValueError: the embedding was made in half precision and contains NaN or infinity.
+            CheckpointError: the network returns NaN or infinity in float32.
+        """
+        try:
+            return self.model.infer(compute)
         except CheckpointError as error:
             # only now: to look for NaN after encoding would make every image wait for the GPU
             if embedding.precision == torch.float32 or self.model.infer(embedding.is_finite):

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from .segments import Segment
+from .mask_crops import MaskCrop
+from .segments import Segment, crops_of, logits_of
 
 _BLOCK_SIZE = 256  # bounds the memory of stacked masks
 # Two parts that touch at a corner are one, so a diagonal line stays whole. The background between them is then two
@@ -24,31 +25,46 @@ _LEAST_LOGIT = 0.1  # next to 0, bfloat16 rounds the sigmoid to 0.5
 def remove_small_regions(segments: Sequence[Segment], min_percent: float) -> list[Segment]:
     """Drop the small parts of each mask and fill its small holes.
 
-    Parts and holes are those of the mask at the network's resolution (positive logits). The largest part always stays,
-    and background that reaches the border of the image is not a hole.
+    Parts and holes are those of the mask at the network's resolution (positive logits), or with tiles at source size.
+    The largest part always stays, and background that reaches the border of the image is not a hole.
 
     Args:
         segments: all of the same image and network.
         min_percent: 0..100, share of a mask's area; smaller parts and holes are removed. 0 removes nothing.
 
     Returns:
-        The segments in their order. Those that change have new ``mask_logits``: at the parts and holes that were
-        removed, their sign is flipped.
+        The segments in their order. Those that change have new ``mask_logits``, or a new ``crop``: at the parts and
+        holes that were removed, the sign of the logits is flipped.
     """
     cleaned = list(segments)
     if min_percent <= 0:
         return cleaned
+    if crops := crops_of(segments):
+        return [
+            dataclasses.replace(segment, crop=_clean_crop(crop, min_percent))
+            for segment, crop in zip(segments, crops, strict=True)
+        ]
     for start in range(0, len(segments), _BLOCK_SIZE):
         block = segments[start : start + _BLOCK_SIZE]
         # all masks at once: to wait for a GPU for each would take longer than the rest
-        masks = torch.stack([segment.mask_logits > 0 for segment in block]).cpu().numpy()
+        logits_of_block = logits_of(block)
+        masks = torch.stack([logits > 0 for logits in logits_of_block]).cpu().numpy()
         flipped = np.stack([mask != _without_small_regions(mask, min_percent) for mask in masks])
         changed = np.flatnonzero(flipped.any(axis=(1, 2)))
-        on_device = torch.from_numpy(flipped[changed]).to(segments[0].mask_logits.device)
+        on_device = torch.from_numpy(flipped[changed]).to(logits_of_block[0].device)
         for index, flip in zip(changed.tolist(), on_device, strict=True):
-            logits = _flip_sign(block[index].mask_logits, flip)
+            logits = _flip_sign(logits_of_block[index], flip)
             cleaned[start + index] = dataclasses.replace(block[index], mask_logits=logits)
     return cleaned
+
+
+def _clean_crop(crop: MaskCrop, min_percent: float) -> MaskCrop:
+    left, top = crop.box[:2]
+    if not crop.area:
+        return crop
+    # with the background around it: a hole does not reach the border of the crop
+    cleaned = _without_small_regions(np.pad(crop.mask, 1), min_percent)
+    return MaskCrop.of(cleaned[1:-1, 1:-1], left, top)
 
 
 def fill_small_holes(mask_logits: np.ndarray, max_area: int) -> np.ndarray:

@@ -14,6 +14,7 @@ import torch
 
 from .errors import quote
 from .interpolation import masks_at_source_size
+from .mask_crops import MaskCrop
 from .memory import retry_without_caches
 from .options import MAX_LABELS
 from .prompts import Box
@@ -25,21 +26,26 @@ _MAX_MASK_PIXELS = 2**27  # bounds the memory of several masks
 class Segment:
     """One segmented object.
 
+    Its mask is either that of ``mask_logits`` or, with tiles, ``crop``; all segments of an image have the same kind.
+
     Attributes:
-        mask_logits: (h, w) at the network's mask resolution, covering the whole image, in the network's dtype.
+        mask_logits: (h, w) at the network's mask resolution, covering the whole image, in the network's dtype; or None.
         width, height: of the source image, in pixels.
         score: instances: SAM 3's confidence, 0..1. Points and boxes: its estimate of the mask's IoU, 0..1; that of SAM
             3.1 may be outside this range.
         label: the phrase, the category of the box, or "object".
-        detected_box: the detector's (x1, y1, x2, y2) in source pixels, clipped to the image; instances only.
+        detected_box: the detector's (x1, y1, x2, y2) in source pixels, clipped to the image; instances without tiles
+            only.
+        crop: the mask at source size, or None.
     """
 
-    mask_logits: torch.Tensor
+    mask_logits: torch.Tensor | None
     width: int
     height: int
     score: float
     label: str
     detected_box: Box | None = None
+    crop: MaskCrop | None = None
 
     @property
     def mask(self) -> np.ndarray:
@@ -50,6 +56,9 @@ class Segment:
     @property
     def box(self) -> Box:
         """The box (x1, y1, x2, y2) in source pixels: the detected one, or that of the mask; all 0 if that is empty."""
+        if self.crop is not None:
+            x1, y1, x2, y2 = self.crop.box
+            return (float(x1), float(y1), float(x2), float(y2))
         return self.detected_box or bounding_box(self.mask)
 
 
@@ -78,8 +87,7 @@ def label_map(segments: Sequence[Segment], width: int, height: int, classes: Seq
     if not segments:
         return np.zeros((height, width), np.uint8)
     values = range(1, len(segments) + 1) if classes is None else _class_numbers(segments, classes)
-    device = segments[0].mask_logits.device
-    return retry_without_caches(device, lambda: _paint_label_map(segments, values, width, height))
+    return retry_without_caches(_device_of(segments), lambda: _paint_label_map(segments, values, width, height))
 
 
 def _class_numbers(segments: Sequence[Segment], classes: Sequence[str]) -> list[int]:
@@ -91,9 +99,9 @@ def _class_numbers(segments: Sequence[Segment], classes: Sequence[str]) -> list[
 
 
 def _paint_label_map(segments: Sequence[Segment], values: Sequence[int], width: int, height: int) -> np.ndarray:
-    painted = torch.zeros((height, width), dtype=torch.uint8, device=segments[0].mask_logits.device)
+    painted = torch.zeros((height, width), dtype=torch.uint8, device=_device_of(segments))
     order = by_descending_score(segments)[::-1]
-    masks = masks_at_source_size([segments[index].mask_logits for index in order], width, height)
+    masks = _masks_in_place([segments[index] for index in order], width, height)
     for index, (rows, columns, mask) in zip(order, masks, strict=True):
         painted[rows, columns].masked_fill_(mask, values[index])
     return painted.cpu().numpy()
@@ -109,7 +117,7 @@ def masks_of(segments: Sequence[Segment]) -> Iterator[np.ndarray]:
     """
     if not segments:
         return
-    device, width, height = segments[0].mask_logits.device, segments[0].width, segments[0].height
+    device, width, height = _device_of(segments), segments[0].width, segments[0].height
     block_size = max(1, _MAX_MASK_PIXELS // (width * height))
     for start in range(0, len(segments), block_size):
         block = segments[start : start + block_size]
@@ -118,12 +126,38 @@ def masks_of(segments: Sequence[Segment]) -> Iterator[np.ndarray]:
 
 def _paint_masks(segments: Sequence[Segment], width: int, height: int) -> np.ndarray:
     """Return (segments, height, width) uint8."""
-    device = segments[0].mask_logits.device
-    painted = torch.zeros((len(segments), height, width), dtype=torch.uint8, device=device)
-    masks = masks_at_source_size([segment.mask_logits for segment in segments], width, height)
+    painted = torch.zeros((len(segments), height, width), dtype=torch.uint8, device=_device_of(segments))
+    masks = _masks_in_place(segments, width, height)
     for whole, (rows, columns, mask) in zip(painted, masks, strict=True):
         whole[rows, columns] = mask
     return painted.cpu().numpy()
+
+
+def crop_masks(segments: Sequence[Segment], left: int, top: int) -> list[MaskCrop]:
+    """Return the mask of each segment of a part of an image, in pixels of the image.
+
+    Args:
+        segments: of the part.
+        left: x of the part's first column in the image.
+        top: y of its first row.
+
+    Raises:
+        DeviceMemoryError: the device ran out of memory, also after clearing the caches on it.
+    """
+    if not segments:
+        return []
+    return retry_without_caches(_device_of(segments), lambda: list(_crop_masks(segments, left, top)))
+
+
+def _crop_masks(segments: Sequence[Segment], left: int, top: int) -> Iterator[MaskCrop]:
+    masks = list(_masks_in_place(segments, segments[0].width, segments[0].height))
+    # all at once: to wait for a GPU for each would take longer than the rest
+    flat = torch.cat([mask.flatten() for _, _, mask in masks]).cpu().numpy()
+    start = 0
+    for rows, columns, mask in masks:
+        stop = start + mask.numel()
+        yield MaskCrop.of(flat[start:stop].reshape(mask.shape), left + columns.start, top + rows.start)
+        start = stop
 
 
 def areas_of(segments: Sequence[Segment]) -> list[int]:
@@ -133,9 +167,34 @@ def areas_of(segments: Sequence[Segment]) -> list[int]:
     """
     if not segments:
         return []
-    masks = masks_at_source_size([one.mask_logits for one in segments], segments[0].width, segments[0].height)
+    masks = _masks_in_place(segments, segments[0].width, segments[0].height)
     counts = [torch.count_nonzero(mask) for _, _, mask in masks]  # sum() is slower for booleans
     return torch.stack(counts).tolist()  # all at once: to wait for a GPU for each would take longer than the rest
+
+
+def logits_of(segments: Sequence[Segment]) -> list[torch.Tensor]:
+    """Return the mask logits of each segment; none if their masks are crops."""
+    return [segment.mask_logits for segment in segments if segment.mask_logits is not None]
+
+
+def crops_of(segments: Sequence[Segment]) -> list[MaskCrop]:
+    """Return the crop of each segment; none if their masks are logits."""
+    return [segment.crop for segment in segments if segment.crop is not None]
+
+
+def _masks_in_place(
+    segments: Sequence[Segment], width: int, height: int
+) -> Iterator[tuple[slice, slice, torch.Tensor]]:
+    """Yield for each segment the rows and columns that its mask may cover, and the mask there, bool."""
+    for crop in crops_of(segments):
+        x1, y1, x2, y2 = crop.box
+        yield slice(y1, y2), slice(x1, x2), torch.from_numpy(crop.mask)
+    if logits := logits_of(segments):
+        yield from masks_at_source_size(logits, width, height)
+
+
+def _device_of(segments: Sequence[Segment]) -> torch.device:
+    return next((logits.device for logits in logits_of(segments)), torch.device("cpu"))
 
 
 def bounding_box(mask: np.ndarray) -> Box:

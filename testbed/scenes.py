@@ -53,7 +53,7 @@ VOCABULARY = (*ARTICLES, *COLORS, *DOT_COLORS, *SYNONYMS, *_NOUNS, *_SINGULAR)
 
 # radius of the largest dot that fits on a shape of radius 1 and thickness 1
 _ROOM_FOR_A_DOT = {"circle": 0.9, "square": 0.78, "triangle": 0.5, "star": 0.45, "cross": 0.4}
-_THICKNESSES = {"star": (0.82, 1.1), "cross": (0.8, 1.15)}  # ranges for the arms
+THICKNESSES = {"star": (0.82, 1.1), "cross": (0.8, 1.15)}  # ranges for the arms
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:
@@ -206,7 +206,7 @@ def draw_scene(random: np.random.Generator, width: int = 448, height: int = 448)
     Returns:
         A scene with 1 to :data:`MOST_SHAPES` shapes, each mostly visible.
     """
-    canvas = _Canvas(_background(random, width, height))
+    canvas = _Canvas(draw_background(random, width, height))
     count = int(random.integers(1, MOST_SHAPES + 1))
     # most scenes have few kinds and colors, so that a phrase often matches several shapes and nearly matches others
     kinds, colors = random.choice(KINDS, random.integers(1, 4)), random.choice(COLORS, random.integers(1, 4))
@@ -216,7 +216,7 @@ def draw_scene(random: np.random.Generator, width: int = 448, height: int = 448)
     for _ in range(count):
         kind = str(random.choice(KINDS if random.random() < 0.15 else kinds))
         color = str(random.choice(COLORS if random.random() < 0.15 else colors))
-        shade = _color(random, color)
+        shade = pick_color(random, color)
         placed = _place(random, canvas, kind, shade, typical_radius)
         if placed is not None:
             drawn.append(_draw_shape(random, canvas, placed, kind, color, shade))
@@ -262,8 +262,8 @@ def _place(
         dx, dy = (x - centre_x) / (radius * stretch), (y - centre_y) * stretch / radius
         u = np.cos(turn) * dx + np.sin(turn) * dy
         v = -np.sin(turn) * dx + np.cos(turn) * dy
-        thickness = float(random.uniform(*_THICKNESSES.get(kind, (1, 1))))
-        coverage = _coverage(_signed_distance(kind, u, v, thickness), radius)
+        thickness = float(random.uniform(*THICKNESSES.get(kind, (1, 1))))
+        coverage = coverage_of(signed_distance(kind, u, v, thickness), radius)
         if canvas.has_room((rows, columns), coverage, shade):
             return _Placement((rows, columns), u, v, radius, thickness, coverage)
     return None
@@ -284,7 +284,7 @@ def _draw_shape(
     dot_radius = room * random.uniform(0.5, 0.72) if room > 0.6 else room * random.uniform(0.75, 0.95)
     off_centre = random.uniform(-0.5, 0.5, 2) * (room - dot_radius)
     distance = np.hypot(placed.u - off_centre[0], placed.v - off_centre[1]) - dot_radius
-    coverage = _coverage(distance, placed.radius) * placed.coverage
+    coverage = coverage_of(distance, placed.radius) * placed.coverage
     dot_color = str(random.choice(DOT_COLORS))
     dot_shade = np.full(3, random.uniform(0.92, 1.0) if dot_color == "white" else random.uniform(0.0, 0.1))
     canvas.paint(placed.window, coverage, dot_shade)
@@ -292,12 +292,12 @@ def _draw_shape(
     return Shape(kind, color, whole, dot, dot_color)
 
 
-def _coverage(signed_distance: np.ndarray, radius: float) -> np.ndarray:
+def coverage_of(signed_distance: np.ndarray, radius: float) -> np.ndarray:
     """Return the share of each pixel that is inside, from a signed distance in units of ``radius`` pixels."""
     return np.clip(0.5 - signed_distance * radius, 0, 1).astype(np.float32)
 
 
-def _signed_distance(kind: str, u: np.ndarray, v: np.ndarray, thickness: float = 1.0) -> np.ndarray:
+def signed_distance(kind: str, u: np.ndarray, v: np.ndarray, thickness: float = 1.0) -> np.ndarray:
     """Return the distance to the edge of a shape, negative inside; its circumscribed circle has about radius 1."""
     if kind == "circle":
         return np.hypot(u, v) - 0.9
@@ -324,7 +324,7 @@ def _distance_to_star(u: np.ndarray, v: np.ndarray, notch_radius: float) -> np.n
     return ((along - 1) * edge[1] - across * edge[0]) / np.hypot(*edge)
 
 
-def _color(random: np.random.Generator, name: str) -> np.ndarray:
+def pick_color(random: np.random.Generator, name: str) -> np.ndarray:
     """Pick a random color that the name describes, (3,) RGB 0..1."""
     middle, spread = HUES[name]
     hue = ((middle + random.uniform(-spread, spread)) % 360) / 360
@@ -332,7 +332,7 @@ def _color(random: np.random.Generator, name: str) -> np.ndarray:
     return np.array(colorsys.hsv_to_rgb(hue, random.uniform(0.72, 1.0), random.uniform(darkest, 1.0)))
 
 
-def _background(random: np.random.Generator, width: int, height: int) -> np.ndarray:
+def draw_background(random: np.random.Generator, width: int, height: int) -> np.ndarray:
     """Draw a background (H, W, 3) 0..1: plain, gradient, blotches or stripes, in pale colors that hide no shapes."""
     grey = colorsys.hsv_to_rgb(random.random(), random.uniform(0, 0.25), random.uniform(0.03, 0.97))
     image = np.empty((height, width, 3), np.float64)

@@ -13,7 +13,7 @@ from testbed.scenes import COLORS, KINDS, Region, Scene, Shape
 
 SMALLEST_SIDE, LARGEST_SIDE = 300, 1600
 # two of each: the pure color, and a softer one
-_RGB = {
+RGB = {
     "red": ((255, 0, 0), (220, 20, 30)),
     "orange": ((255, 140, 0), (245, 130, 20)),
     "yellow": ((255, 255, 0), (250, 235, 20)),
@@ -21,14 +21,14 @@ _RGB = {
     "blue": ((0, 0, 255), (30, 110, 230)),
     "purple": ((160, 32, 240), (128, 0, 160)),
 }
-_BACKGROUNDS = ((255, 255, 255), (0, 0, 0), (128, 128, 128), (225, 220, 210), (50, 60, 70))
+BACKGROUNDS = ((255, 255, 255), (0, 0, 0), (128, 128, 128), (225, 220, 210), (50, 60, 70))
 
 
 def draw_with_pillow(random: np.random.Generator) -> Scene:
     """Draw 1 to 6 shapes that do not touch, in an image with sides of 300 to 1600 pixels, at most 2:1."""
     width = round(np.exp(random.uniform(np.log(SMALLEST_SIDE), np.log(LARGEST_SIDE))))
     height = round(np.clip(width * 2 ** random.uniform(-1, 1), SMALLEST_SIDE, LARGEST_SIDE))
-    image = PIL.Image.new("RGB", (width, height), _BACKGROUNDS[random.integers(len(_BACKGROUNDS))])
+    image = PIL.Image.new("RGB", (width, height), BACKGROUNDS[random.integers(len(BACKGROUNDS))])
     taken = np.zeros((height, width), bool)
     shapes = []
     for _ in range(int(random.integers(1, 7))):
@@ -38,7 +38,7 @@ def draw_with_pillow(random: np.random.Generator) -> Scene:
             continue
         mask = np.asarray(stencil) > 0
         taken |= mask
-        image.paste(_RGB[color][random.integers(2)], mask=stencil)
+        image.paste(RGB[color][random.integers(2)], mask=stencil)
         shapes.append(Shape(kind, color, Region(mask.astype(np.float32))))
     return Scene(np.array(image), tuple(shapes))
 
@@ -61,12 +61,12 @@ def _stencil(
             pen.ellipse([*(centre - radius), *(centre + radius)], fill=255)
         else:
             turn = 0.0 if random.random() < 0.5 else random.uniform(0, 2 * np.pi)
-            pen.polygon([tuple(corner) for corner in centre + radius * _corners(kind, turn)], fill=255)
+            pen.polygon([tuple(corner) for corner in centre + radius * corners_of(kind, turn)], fill=255)
         return stencil
     return None
 
 
-def _corners(kind: str, turn: float) -> np.ndarray:
+def corners_of(kind: str, turn: float) -> np.ndarray:
     """Return the corners (N, 2), x and y, on the unit circle; notches lie inside it."""
     if kind == "cross":
         arm = 0.34

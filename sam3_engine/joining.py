@@ -1,0 +1,246 @@
+"""Join the views of an object in several tiles, so that it becomes one instance.
+
+Views of two tiles show the same object if their masks agree where both tiles look: in the strip that the tiles share.
+There, both masks of an object cover the same pixels however little of it a tile shows, while neighbors that touch cover
+different ones. This sets it apart from non-maximum suppression, which compares whole masks, and from SAHI, which merges
+boxes by their intersection over the smaller area (``GREEDYNMM`` with ``IOS``, https://github.com/obss/sahi). That
+measure is used here only to find what fragments are part of.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .mask_crops import MaskCrop, Window, common, is_empty
+
+_SAME = 0.5  # IoU, from which on two masks show the same object
+_FRAGMENT = 0.7  # intersection over the smaller area, from which on a mask is a part of another
+_CONTINUED = 0.5  # share of an edge, from which on a mask continues beyond it
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """An instance as one window of the image shows it.
+
+    Attributes:
+        crop: its mask.
+        score: 0..1.
+        window: a tile, the whole image, or a window around something.
+        tolerance: how far a mask that the border of the window cuts may end before it, in pixels.
+    """
+
+    crop: MaskCrop
+    score: float
+    window: Window
+    tolerance: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """What several windows show together.
+
+    Attributes:
+        objects: the objects that are known completely. Their scores are the highest of their views.
+        unclear: masks of what no window shows completely; look at them again in a window around each.
+    """
+
+    objects: list[View]
+    unclear: list[MaskCrop]
+
+
+def join(views: Sequence[View], whole: Sequence[View], image: Window) -> Joined:
+    """Join the views of tiles and of the whole image.
+
+    - Views of two tiles whose masks agree in the strip that both share, with an IoU of at least 0.5, show the same
+      object. If a tile shows it completely, that is its mask, of several the one with the highest score. If all tiles
+      cut it, its mask consists of all of them, each up to the middle of the strips.
+    - What tiles cut and no neighbor continues is unclear, unless a known object covers most of it.
+    - The whole image shows what is larger than a tile: that is unclear, too, because it is seen at a low resolution.
+      What fits in a tile, the tiles see better, also if they see that there is nothing.
+
+    Args:
+        views: of all tiles.
+        whole: of the whole image.
+        image: (0, 0, width, height).
+    """
+    groups = [(group, _view_of(group, image)) for group in _groups(views)]
+    objects = [known for _, known in groups if known]
+    fragments = [view.crop for group, known in groups if not known for view in group]
+    windows = list(dict.fromkeys(view.window for view in views))
+    large = [
+        view.crop
+        for view in whole
+        if not any(_fits(view, window, image) for window in windows) and not _is_known(view.crop, objects)
+    ]
+    return Joined(objects, _not_covered([*large, *fragments], objects))
+
+
+def settle(joined: Joined, views: Sequence[View], image: Window) -> Joined:
+    """Take another look at what was unclear.
+
+    Args:
+        joined: what is known so far.
+        views: what windows around the unclear masks show.
+        image: (0, 0, width, height).
+
+    Returns:
+        The objects, with those that the new views show completely. Of what was unclear, only what they show and cut
+        again is left.
+    """
+    objects, cut = list(joined.objects), []
+    for view in sorted(views, key=lambda view: -view.score):
+        if _is_known(view.crop, objects) or not any(_shows(view.crop, mask) for mask in joined.unclear):
+            continue
+        if _cut_sides(view, image):
+            cut.append(view.crop)
+        else:
+            objects.append(view)
+    return Joined(objects, _not_covered(cut, objects))
+
+
+def _is_known(mask: MaskCrop, objects: Sequence[View]) -> bool:
+    return any(one.crop.iou(mask) >= _SAME for one in objects)
+
+
+def _shows(mask: MaskCrop, unclear: MaskCrop) -> bool:
+    """Return whether a mask is that of an unclear one, or of what the unclear one is a part of."""
+    intersection = mask.intersection(unclear)
+    return intersection >= _FRAGMENT * unclear.area or mask.iou(unclear) >= _SAME
+
+
+def _not_covered(masks: Sequence[MaskCrop], objects: Sequence[View]) -> list[MaskCrop]:
+    """Return the masks, largest first, of which no object and no larger one of them covers most."""
+    left: list[MaskCrop] = []
+    for mask in sorted(masks, key=lambda mask: -mask.area):
+        if not any(mask.intersection(other) >= _FRAGMENT * mask.area for other in (*_crops(objects), *left)):
+            left.append(mask)
+    return left
+
+
+def _crops(views: Sequence[View]) -> list[MaskCrop]:
+    return [view.crop for view in views]
+
+
+def _view_of(views: Sequence[View], image: Window) -> View | None:
+    """Return the object that views of several tiles show, in the whole image; None if they do not show all of it."""
+    score = max(view.score for view in views)
+    complete = [view for view in views if not _cut_sides(view, image)]
+    if complete:
+        crop = max(complete, key=lambda view: view.score).crop
+    else:
+        crop = _merge(views, image)
+        if not all(_continues(crop, view, image) for view in views):
+            return None
+    return View(crop, score, image)
+
+
+def _cut_sides(view: View, image: Window) -> list[int]:
+    """Return the sides of the window that cut the mask, as indices of (x1, y1, x2, y2)."""
+    sides = []
+    for side in range(4):
+        inner = view.window[side] != image[side]
+        if inner and abs(view.crop.box[side] - view.window[side]) <= view.tolerance:
+            sides.append(side)
+    return sides
+
+
+def _continues(crop: MaskCrop, view: View, image: Window) -> bool:
+    """Return whether a mask continues beyond every side that cuts one of its views."""
+    x1, y1, x2, y2 = view.window
+    for side in _cut_sides(view, image):
+        depth = view.tolerance + 1
+        inner: Window = [
+            (x1, y1, x1 + depth, y2),
+            (x1, y1, x2, y1 + depth),
+            (x2 - depth, y1, x2, y2),
+            (x1, y2 - depth, x2, y2),
+        ][side]
+        outer: Window = [
+            (x1 - depth, y1, x1, y2),
+            (x1, y1 - depth, x2, y1),
+            (x2, y1, x2 + depth, y2),
+            (x1, y2, x2, y2 + depth),
+        ][side]
+        if np.count_nonzero(crop.inside(outer)) < _CONTINUED * np.count_nonzero(view.crop.inside(inner)):
+            return False
+    return True
+
+
+def _groups(views: Sequence[View]) -> list[list[View]]:
+    """Return the views of each object of the tiles."""
+    parents = list(range(len(views)))
+
+    def root(index: int) -> int:
+        while parents[index] != index:
+            index = parents[index] = parents[parents[index]]
+        return index
+
+    for index, other in _same_in_strip(views):
+        parents[root(index)] = root(other)
+    groups: dict[int, list[View]] = {}
+    for index, view in enumerate(views):
+        groups.setdefault(root(index), []).append(view)
+    return list(groups.values())
+
+
+def _same_in_strip(views: Sequence[View]) -> Iterator[tuple[int, int]]:
+    """Yield the pairs of views of different tiles whose masks agree where both tiles look."""
+    boxes = np.array([view.crop.box for view in views]).reshape(-1, 4)
+    for index, view in enumerate(views):
+        overlapping = (boxes[:index, :2] < boxes[index, 2:]).all(axis=1) & (boxes[:index, 2:] > boxes[index, :2]).all(
+            axis=1
+        )
+        for other_index in np.flatnonzero(overlapping).tolist():
+            other = views[other_index]
+            strip = common(view.window, other.window)
+            if other.window == view.window or is_empty(strip):
+                continue
+            both = view.crop.intersection(other.crop)
+            union = np.count_nonzero(view.crop.inside(strip)) + np.count_nonzero(other.crop.inside(strip)) - both
+            if both >= _SAME * union:
+                yield index, other_index
+
+
+def _merge(views: Sequence[View], image: Window) -> MaskCrop:
+    """Return the union of views; where two tiles overlap, each decides up to the middle of the strip."""
+    boxes = np.array([view.crop.box for view in views])
+    left, top = (int(side) for side in boxes[:, :2].min(axis=0))
+    right, bottom = (int(side) for side in boxes[:, 2:].max(axis=0))
+    merged = np.zeros((bottom - top, right - left), bool)
+    nearest = np.full(merged.shape, -1, np.int32)  # distance from the border of the tile that decides so far
+    for view in views:
+        x1, y1, x2, y2 = window = common(view.window, (left, top, right, bottom))
+        distance = np.minimum(
+            _from_border(y1, y2, view.window[1::2], image[1::2])[:, np.newaxis],
+            _from_border(x1, x2, view.window[0::2], image[0::2]),
+        )
+        place = np.s_[y1 - top : y2 - top, x1 - left : x2 - left]
+        decides = distance > nearest[place]
+        nearest[place][decides] = distance[decides]
+        mask = np.zeros(decides.shape, bool)
+        a1, b1, a2, b2 = view.crop.box
+        mask[b1 - y1 : b2 - y1, a1 - x1 : a2 - x1] = view.crop.inside(window)
+        merged[place] = np.where(decides, mask, merged[place])
+    return MaskCrop.of(merged, left, top)
+
+
+def _from_border(start: int, stop: int, window: tuple[int, ...], image: tuple[int, ...]) -> np.ndarray:
+    """Return how far the pixels ``start`` to ``stop`` of an axis are from the window's borders inside the image."""
+    pixels = np.arange(start, stop, dtype=np.int32)
+    far = np.full(len(pixels), np.iinfo(np.int32).max, np.int32)
+    from_start = far if window[0] == image[0] else pixels - window[0]
+    from_stop = far if window[1] == image[1] else window[1] - 1 - pixels
+    return np.minimum(from_start, from_stop)
+
+
+def _fits(view: View, window: Window, image: Window) -> bool:
+    """Return whether a tile shows all of a mask, and what surrounds it."""
+    return all(
+        window[side] == image[side] or sign * (view.crop.box[side] - window[side]) > view.tolerance
+        for side, sign in enumerate((1, 1, -1, -1))
+    )

@@ -1,0 +1,83 @@
+"""Masks at the source image's size, kept only where they are.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+
+Window = tuple[int, int, int, int]  # (x1, y1, x2, y2) in whole source pixels
+
+
+@dataclass(frozen=True, eq=False)
+class MaskCrop:
+    """The part of a mask in its bounding box, one bit per pixel.
+
+    Make one with :meth:`of`.
+
+    Attributes:
+        box: (x1, y1, x2, y2) of the mask, in source pixels; all 0 if the mask is empty.
+        bits: the mask in the box, row by row, as ``np.packbits`` packs it.
+    """
+
+    box: Window
+    bits: np.ndarray
+
+    @classmethod
+    def of(cls, mask: np.ndarray, left: int = 0, top: int = 0) -> MaskCrop:
+        """Crop a mask to its bounding box.
+
+        Args:
+            mask: (h, w), nonzero inside.
+            left: x of the mask's first column in the source image.
+            top: y of its first row.
+        """
+        columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+        if not columns.size:
+            return cls((0, 0, 0, 0), np.packbits(mask[:0]))
+        x1, x2, y1, y2 = int(columns[0]), int(columns[-1]) + 1, int(rows[0]), int(rows[-1]) + 1
+        return cls((left + x1, top + y1, left + x2, top + y2), np.packbits(mask[y1:y2, x1:x2] != 0))
+
+    @property
+    def mask(self) -> np.ndarray:
+        """The mask in the box, (h, w) bool."""
+        x1, y1, x2, y2 = self.box
+        pixels = (y2 - y1) * (x2 - x1)
+        return np.unpackbits(self.bits, count=pixels).view(np.bool_).reshape(y2 - y1, x2 - x1)
+
+    @functools.cached_property
+    def area(self) -> int:
+        """The number of pixels."""
+        return int(np.count_nonzero(self.mask))
+
+    def inside(self, window: Window) -> np.ndarray:
+        """Return the mask in a window, cut to the box, (h, w) bool; with a side of 0 if they do not overlap."""
+        x1, y1, x2, y2 = common(self.box, window)
+        left, top = self.box[:2]
+        return self.mask[y1 - top : y2 - top, x1 - left : x2 - left]
+
+    def intersection(self, other: MaskCrop) -> int:
+        """Return the number of pixels that two masks have in common."""
+        shared = common(self.box, other.box)
+        return 0 if is_empty(shared) else int(np.count_nonzero(self.inside(shared) & other.inside(shared)))
+
+    def iou(self, other: MaskCrop) -> float:
+        """Return the intersection over union of two masks; 0 if both are empty."""
+        intersection = self.intersection(other)
+        return intersection / max(1, self.area + other.area - intersection)
+
+
+def common(window: Window, other: Window) -> Window:
+    """Return the common part of two windows; empty if they do not overlap."""
+    x1, y1 = max(window[0], other[0]), max(window[1], other[1])
+    x2, y2 = min(window[2], other[2]), min(window[3], other[3])
+    return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else (window[0], window[1], window[0], window[1])
+
+
+def is_empty(window: Window) -> bool:
+    """Return whether a window has no pixels."""
+    return window[0] >= window[2] or window[1] >= window[3]
