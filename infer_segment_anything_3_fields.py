@@ -17,6 +17,8 @@ from PyQt6.QtWidgets import (
     QWidget,
 )
 
+from .sam3_engine.options import SMALLEST_TILE
+
 _SMALLEST_INPUT, _LARGEST_INPUT, _PATCH = 112, 2016, 14  # pixels
 
 
@@ -51,11 +53,24 @@ class InputSize(QSpinBox):
         self.setValue(_SMALLEST_INPUT + _PATCH * (positions - 1) if positions > 0 else 0)
 
 
-class Fraction(QDoubleSpinBox):
-    """A number from 0 to 1."""
+class TileSize(QSpinBox):
+    """The side of tiles in pixels: 0, or 64 and more, in steps of 112."""
 
-    def __init__(self, value: float) -> None:
-        super().__init__(minimum=0.0, maximum=1.0, singleStep=0.05, decimals=3)
+    def __init__(self, size: int) -> None:
+        super().__init__(minimum=0, maximum=100_000, specialValueText="no tiles", suffix=" px", singleStep=112)
+        self.setValue(size)
+
+    def valueFromText(self, text: str | None) -> int:  # noqa: N802
+        """Return the size that is used for what was typed."""
+        typed: int = super().valueFromText(text)
+        return max(SMALLEST_TILE, typed) if typed else 0
+
+
+class Fraction(QDoubleSpinBox):
+    """A number from 0 to 1, or to a smaller limit."""
+
+    def __init__(self, value: float, maximum: float = 1.0) -> None:
+        super().__init__(minimum=0.0, maximum=maximum, singleStep=0.05, decimals=3)
         self.setValue(value)
 
 

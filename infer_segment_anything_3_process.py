@@ -129,8 +129,16 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
             self._outputs.arrange(settings.masks or self._drawn_masks, objects=settings.instance_output)
 
     def get_progress_steps(self) -> int:
-        """Return the number of steps that a run reports: model, image, prompt."""
-        return 3
+        """Return the number of steps that a run reports: model, image, prompt; with tiles, one for each of them.
+
+        Before there is an image, the number of tiles is unknown.
+        """
+        image = self.get_input(0).get_image() if self.get_input(0).is_data_available() else None
+        windows = 1
+        if image is not None:
+            height, width = image.shape[:2]
+            windows = self.get_param_object().settings.count_windows(width, height)
+        return 2 + windows
 
     def init_long_process(self) -> None:
         """Download and load the model before the first run."""

@@ -26,6 +26,8 @@ _DEFAULTS = {
     "min_area_percent": "0.0",
     "max_area_percent": "100.0",
     "min_region_percent": "0.0",
+    "tile_size": "0",
+    "tile_overlap": "0.2",
     "input_box": "",
     "input_box_label": "",
     "input_point": "",
@@ -72,6 +74,7 @@ PROMPTS: dict[str, tuple[dict[str, str], int]] = {
         {"input_point": "[[100, 100]]", "input_size_percent": "50", "model_input_size": "504"},
         1,
     ),
+    "phrase, tiles": ({"input_text": "cat", "tile_size": "400", "tile_overlap": "0.1"}, 1),
     "nothing": ({}, 1),
 }
 

@@ -25,9 +25,10 @@ from PyQt6.QtWidgets import (
     QWidget,
 )
 
-from .infer_segment_anything_3_fields import Fold, Fraction, Habits, InputSize, Percentage, TextWithChoices
+from .infer_segment_anything_3_fields import Fold, Fraction, Habits, InputSize, Percentage, TextWithChoices, TileSize
 from .infer_segment_anything_3_process import InferSegmentAnything3Param
 from .sam3_engine.devices import cuda_present
+from .sam3_engine.options import LARGEST_OVERLAP
 from .sam3_engine.settings import MASK_OUTPUTS, Settings
 from .sam3_engine.weights import OFFICIAL_NAMES, SUFFIXES, without_quotes
 
@@ -87,6 +88,14 @@ _HELP = {
     ),
     "max_area_percent": (
         "For text and example boxes: drops instances that cover more than this percentage of the image."
+    ),
+    "tile_size": (
+        "For small things in large images: side of square tiles in pixels, 64 or more. Text and example boxes are\n"
+        "looked for in each tile and in the whole image; points and boxes are segmented in a window of this size.\n"
+        "Slower: each tile takes as long as an image. 0 uses no tiles."
+    ),
+    "tile_overlap": (
+        "0 to 0.9, for text and example boxes: the least share of a tile that it has in common with the next."
     ),
     "min_region_percent": (
         "Removes stray pixels: drops parts of a mask that are smaller than this percentage of its area, and fills\n"
@@ -223,6 +232,9 @@ class InferSegmentAnything3Widget(core.CWorkflowTaskWidget):
         numbered.addItems(MASK_OUTPUTS)
         numbered.setCurrentText(settings.mask_output)
         self._add_row(grid, "mask_output", "Mask numbers", numbered, numbered.currentText)
+        self._add_number(grid, "tile_size", "Tile size", TileSize(settings.tile_size))
+        overlap = Fraction(settings.tile_overlap, LARGEST_OVERLAP)
+        self._add_number(grid, "tile_overlap", "Tile overlap", overlap)
         percent = QSpinBox(minimum=1, maximum=100, value=settings.input_size_percent, suffix=" %")
         self._add_number(grid, "input_size_percent", "Input size", percent)
         self._add_number(grid, "model_input_size", "Model input size", InputSize(settings.model_input_size))

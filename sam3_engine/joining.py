@@ -77,7 +77,7 @@ def join(views: Sequence[View], whole: Sequence[View], image: Window) -> Joined:
         for view in whole
         if not any(_fits(view, window, image) for window in windows) and not _is_known(view.crop, objects)
     ]
-    return Joined(objects, _not_covered([*large, *fragments], objects))
+    return Joined(objects, [*large, *_not_covered(fragments, [*_crops(objects), *large])])
 
 
 def settle(joined: Joined, views: Sequence[View], image: Window) -> Joined:
@@ -100,7 +100,7 @@ def settle(joined: Joined, views: Sequence[View], image: Window) -> Joined:
             cut.append(view.crop)
         else:
             objects.append(view)
-    return Joined(objects, _not_covered(cut, objects))
+    return Joined(objects, _not_covered(cut, _crops(objects)))
 
 
 def _is_known(mask: MaskCrop, objects: Sequence[View]) -> bool:
@@ -113,11 +113,11 @@ def _shows(mask: MaskCrop, unclear: MaskCrop) -> bool:
     return intersection >= _FRAGMENT * unclear.area or mask.iou(unclear) >= _SAME
 
 
-def _not_covered(masks: Sequence[MaskCrop], objects: Sequence[View]) -> list[MaskCrop]:
-    """Return the masks, largest first, of which no object and no larger one of them covers most."""
+def _not_covered(masks: Sequence[MaskCrop], others: Sequence[MaskCrop]) -> list[MaskCrop]:
+    """Return the masks, largest first, of which neither one of ``others`` nor a larger one of them covers most."""
     left: list[MaskCrop] = []
     for mask in sorted(masks, key=lambda mask: -mask.area):
-        if not any(mask.intersection(other) >= _FRAGMENT * mask.area for other in (*_crops(objects), *left)):
+        if not any(mask.intersection(other) >= _FRAGMENT * mask.area for other in (*others, *left)):
             left.append(mask)
     return left
 

@@ -158,7 +158,7 @@ class Predictor:
             image: (H, W) or (H, W, channels) array as :func:`~.images.as_rgb8` takes it, or a PIL image.
             prompt: in pixels of ``image``.
             options: thresholds, number of candidates, image size, tiles.
-            on_encoded: called when the image is encoded; with tiles, when each of :func:`~.windows.count_windows` is.
+            on_encoded: called when the image is encoded; with tiles and concepts, when each tile and the image is.
             on_step: called before the image encoder, then as in :meth:`segment`. Raise an exception in it to stop.
 
         Returns:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from .devices import cuda_present
 from .errors import CheckpointError, PromptError, WeightFileError, WeightsError, quote
-from .options import CANDIDATES, MAX_LABELS, Options
+from .options import CANDIDATES, LARGEST_OVERLAP, MAX_LABELS, SMALLEST_TILE, Options
 from .prompt_strings import ChosenPrompt, Drawing, PromptStrings
 from .prompts import ConceptPrompt, Prompt
+from .tiling import tile_image
 from .weights import check_weights
 
 if TYPE_CHECKING:
@@ -40,6 +41,11 @@ class Settings:
             Drop instances whose mask covers less or more.
         min_region_percent: 0..100, share of a mask's area; drop connected parts of the mask that are smaller, and fill
             holes that are smaller.
+        tile_size: side of square tiles in source pixels, at least 64. Text and example boxes are looked for in each
+            tile and in the whole image; points and boxes are segmented in a window of this size around them. 0 uses no
+            tiles.
+        tile_overlap: 0..0.9, text and example boxes only; the least share of a tile that it has in common with the
+            next.
         input_text, input_box, input_box_label, input_point, input_point_label: the prompt as typed, see
             :class:`~.prompt_strings.PromptStrings`.
         multimask_output: points and boxes only; return three candidate masks per object.
@@ -58,6 +64,8 @@ class Settings:
     min_area_percent: float = 0.0
     max_area_percent: float = 100.0
     min_region_percent: float = 0.0
+    tile_size: int = 0
+    tile_overlap: float = 0.2
     input_text: str = ""
     input_box: str = ""
     input_box_label: str = ""
@@ -96,6 +104,12 @@ class Settings:
         objects = self.prompt_strings.count_objects()
         return None if objects is None else max(1, objects * (CANDIDATES if self.multimask_output else 1))
 
+    def count_windows(self, width: int, height: int) -> int:
+        """Return how many parts of an image a run encodes, as far as that is known: the tiles and the whole image."""
+        if self.tile_size and self.tile_size < max(width, height) and self.prompt_strings.count_objects() == 0:
+            return len(tile_image(width, height, self.tile_size, self.tile_overlap)) + 1
+        return 1
+
     @property
     def options(self) -> Options:
         """What the engine needs besides the image and the prompt.
@@ -113,6 +127,8 @@ class Settings:
             multimask=self.multimask_output,
             size_percent=self.input_size_percent,
             min_region_percent=self.min_region_percent,
+            tile_size=self.tile_size,
+            tile_overlap=self.tile_overlap,
         )
 
     def errors(self) -> dict[str, str]:
@@ -223,6 +239,20 @@ def _read_count(name: str, text: str) -> int:
     return int(count)
 
 
+def _read_tile_size(name: str, text: str) -> int:
+    size = _read_number(text)
+    if not (size == 0 or (SMALLEST_TILE <= size < math.inf and size == int(size))):
+        raise ValueError(f"{name} = {quote(text)}: expected 0, or a whole number, {SMALLEST_TILE} or more.")
+    return int(size)
+
+
+def _read_tile_overlap(name: str, text: str) -> float:
+    overlap = _read_number(text)
+    if not 0 <= overlap <= LARGEST_OVERLAP:
+        raise ValueError(f"{name} = {quote(text)}: expected a number from 0 to {LARGEST_OVERLAP}.")
+    return overlap
+
+
 def _read_mask_output(name: str, text: str) -> str:
     choice = text.strip().lower()
     if choice not in MASK_OUTPUTS:
@@ -257,6 +287,8 @@ _READERS: dict[str, Callable[[str, str], Any]] = {
     "min_area_percent": _read_area_percent,
     "max_area_percent": _read_area_percent,
     "min_region_percent": _read_area_percent,
+    "tile_size": _read_tile_size,
+    "tile_overlap": _read_tile_overlap,
     "input_text": _read_text,
     "input_box": _read_text,
     "input_box_label": _read_text,

@@ -87,7 +87,7 @@ def _bounds(box: Box, other: Box) -> Box:
 def _window(bounds: Box, width: int, height: int, size: int) -> Window:
     """Return a square around ``bounds``, moved inside the image."""
     x1, y1, x2, y2 = bounds
-    side = max(size, math.ceil(max(x2 - x1, y2 - y1)) + 1)  # the start is rounded
+    side = max(size, math.ceil(max(x2 - x1, y2 - y1)) + 2)  # the start is rounded down
     wide, high = min(side, width), min(side, height)
     left = min(max(0, math.floor((x1 + x2 - wide) / 2)), width - wide)
     top = min(max(0, math.floor((y1 + y2 - high) / 2)), height - high)

@@ -38,7 +38,7 @@ class ImageWindows:
         predictor: runs the network.
         rgb: (H, W, 3) uint8.
         options: ``tile_size`` and ``tile_overlap``, and all others.
-        on_encoded: called when each window is encoded that is known before the run.
+        on_encoded: called when each tile and the whole image is encoded; for points and boxes, once.
         on_step: called before each window is encoded, and before each phrase or pass of boxes in it.
     """
 
@@ -92,12 +92,13 @@ class ImageWindows:
         for window, members in windows_around(marked, self.width, self.height, self.options.tile_size):
             fitted = _moved(prompt, members, window)
             ask = functools.partial(self._predictor.segment, prompt=fitted, options=self.options, on_step=self.on_step)
-            segments = self.look(window, ask, self.on_encoded)
+            segments = self.look(window, ask)
             for number, crop in enumerate(crop_masks(segments, *window[:2])):
                 place = members[number // candidates] * candidates + number % candidates
                 outlined[place] = dataclasses.replace(
                     segments[number], mask_logits=None, width=self.width, height=self.height, crop=crop
                 )
+        self.on_encoded()
         return [outlined[place] for place in sorted(outlined)]
 
     def key(self, window: Window) -> Hashable:

@@ -74,6 +74,8 @@ WRONG_VALUES = [
     *({"input_size_percent": text} for text in ("0", "101", "-5", "12.5", "", "x", "nan", "inf", "1e9", "50 %")),
     *({"confidence_threshold": text} for text in ("-0.1", "1.1", "", "x", "nan", "inf", "0,5", "[0.5]")),
     *({"iou_threshold": text} for text in ("-0.1", "1.1", "", "x", "nan", "inf", "0,5")),
+    *({"tile_size": text} for text in ("-1", "63", "64.5", "", "x", "nan", "inf", "6 72")),
+    *({"tile_overlap": text} for text in ("-0.1", "0.95", "", "x", "nan", "inf", "0,2", "20 %")),
     *({"min_region_percent": text} for text in ("-0.1", "100.1", "", "x", "nan", "inf", "0,5", "5 %")),
     *({"model_input_size": text} for text in ("-14", "1", "111", "2017", "504.5", "", "x", "nan", "1e9")),
     *({name: text} for name in ("cuda", "multimask_output", "instance_output") for text in ("", "2", "maybe", "None")),

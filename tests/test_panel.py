@@ -26,6 +26,8 @@ EVERYTHING = {
     "min_area_percent": 0.25,
     "max_area_percent": 50.5,
     "min_region_percent": 1.25,
+    "tile_size": 672,
+    "tile_overlap": 0.25,
     "input_box": "[[5, 6, 7, 8]]",
     "input_box_label": "[1]",
     "input_point": "[[1, 2]]",
@@ -96,6 +98,8 @@ def test_a_new_panel_shows_the_defaults_and_marks_nothing(use_panel):
         "min_area_percent": "0.00 %",
         "max_area_percent": "100.00 %",
         "min_region_percent": "0.00 %",
+        "tile_size": "no tiles",
+        "tile_overlap": "0.200",
         "input_box": "",
         "input_box_label": "",
         "input_point": "",
@@ -304,6 +308,12 @@ def test_a_model_input_size_can_be_typed(use_panel, keys, applied, shown):
     assert found["typed"]["shown"]["model_input_size"] == shown
 
 
+@pytest.mark.parametrize(("keys", "applied"), [("0", "0"), ("10", "64"), ("672", "672"), ("<Up>", "112")])
+def test_a_tile_size_can_be_typed(use_panel, keys, applied):
+    found = use_panel(keys={"tile_size": f"{keys}<Return>"}, unfolded=True)
+    assert found["without Apply"] == {**DEFAULTS, "tile_size": applied}
+
+
 def test_a_stored_model_input_size_stays_when_it_is_only_looked_at(use_panel):
     found = use_panel(given={"model_input_size": "500"}, keys={"model_input_size": "<Return>"})
     assert found["without Apply"]["model_input_size"] == "500"
@@ -326,6 +336,8 @@ def test_rarely_used_fields_are_folded_until_one_is_used(use_panel):
         "min_area_percent",
         "max_area_percent",
         "min_region_percent",
+        "tile_size",
+        "tile_overlap",
         "mask_output",
         "input_size_percent",
         "model_input_size",

@@ -99,6 +99,9 @@ def test_predict_is_encode_image_and_segment(small_checkpoint, photograph):
         ),
         ({"size_percent": 0}, "size_percent = 0: expected a number from 1 to 100"),
         ({"min_region_percent": 100.5}, "min_region_percent = 100.5: expected a number from 0 to 100"),
+        ({"tile_size": 63}, "tile_size = 63: expected 0, or 64 or more"),
+        ({"tile_size": float("nan")}, "tile_size = nan: expected 0, or 64 or more"),
+        ({"tile_overlap": 0.95}, "tile_overlap = 0.95: expected a number from 0 to 0.9"),
         ({"min_region_percent": float("nan")}, "min_region_percent = nan: expected a number from 0 to 100"),
     ],
 )

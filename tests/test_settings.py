@@ -27,6 +27,8 @@ DEFAULTS = {
     "min_area_percent": 0.0,
     "max_area_percent": 100.0,
     "min_region_percent": 0.0,
+    "tile_size": 0,
+    "tile_overlap": 0.2,
     "input_text": "",
     "input_box": "",
     "input_box_label": "",
@@ -48,6 +50,8 @@ CHANGED = Settings(
     min_area_percent=0.25,
     max_area_percent=62.5,
     min_region_percent=1.5,
+    tile_size=672,
+    tile_overlap=0.5,
     input_text="red shoe",
     input_box="[[1, 2, 3, 4]]",
     input_box_label="[1]",
@@ -263,6 +267,37 @@ def test_invalid_shares_are_refused(name, text):
     assert_refused(name, text, "expected a number from 0 to 100")
 
 
+@pytest.mark.parametrize(("text", "value"), [("0", 0), ("64", 64), ("672.0", 672), (" 1e3\n", 1000), ("0.0", 0)])
+def test_tile_sizes_are_read_in_every_spelling(text, value):
+    size = Settings().updated({"tile_size": text}).tile_size
+    assert (size, type(size)) == (value, int)
+
+
+NO_TILE_SIZE = ["1", "63", "63.9", "64.5", "-64", "inf", "1e400", *MALFORMED]
+
+
+@pytest.mark.parametrize("text", NO_TILE_SIZE, ids=names(NO_TILE_SIZE))
+def test_invalid_tile_sizes_are_refused(text):
+    assert_refused("tile_size", text, "expected 0, or a whole number, 64 or more")
+
+
+NO_OVERLAP = ["-0.1", "0.91", "1", "20", *MALFORMED]
+
+
+@pytest.mark.parametrize("text", NO_OVERLAP, ids=names(NO_OVERLAP))
+def test_invalid_overlaps_are_refused(text):
+    assert_refused("tile_overlap", text, "expected a number from 0 to 0.9")
+
+
+def test_the_windows_of_a_run_are_counted_before_it():
+    tiles = Settings(input_text="shoe", tile_size=672)
+    assert tiles.count_windows(3000, 2000) == 24 + 1
+    assert tiles.count_windows(672, 672) == 1
+    assert Settings(input_text="shoe").count_windows(3000, 2000) == 1
+    assert Settings(input_box="[[1, 2, 3, 4]]", tile_size=672).count_windows(3000, 2000) == 1
+    assert Settings(tile_size=672).count_windows(3000, 2000) == 1
+
+
 def test_areas_may_be_set_one_after_the_other_but_a_minimum_above_the_maximum_is_refused_on_use():
     between = Settings().updated({"min_area_percent": "30"}).updated({"max_area_percent": "20.5"})
     expected = "min_area_percent = 30.0, max_area_percent = 20.5: expected a minimum that is not above the maximum."
@@ -302,6 +337,8 @@ def test_the_options_of_the_engine_are_those_of_the_settings():
         multimask=True,
         size_percent=37,
         min_region_percent=1.5,
+        tile_size=672,
+        tile_overlap=0.5,
     )
     assert Settings().options == Options()
 
@@ -328,6 +365,8 @@ ANY_SETTINGS = st.builds(
     min_area_percent=st.floats(0, 100, allow_subnormal=False),
     max_area_percent=st.floats(0, 100, allow_subnormal=False),
     min_region_percent=st.floats(0, 100, allow_subnormal=False),
+    tile_size=st.just(0) | st.integers(64, 2**31 - 1),
+    tile_overlap=st.floats(0, 0.9, allow_subnormal=False),
     mask_output=st.sampled_from(MASK_OUTPUTS),
     multimask_output=st.booleans(),
     instance_output=st.booleans(),

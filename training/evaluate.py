@@ -15,7 +15,7 @@ import logging
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,13 +76,11 @@ class Detections:
         """Match masks to answers, best pairs first; a pair matches if its IoU is above :data:`MATCH_IOU`."""
         ious = np.array([[iou(mask, answer.mask) for answer in answers] for mask in masks])
         ious = ious.reshape(len(masks), len(answers))
-        while ious.size and ious.max() > MATCH_IOU:
-            mask, answer = np.unravel_index(ious.argmax(), ious.shape)
-            self.ious.append(float(ious[mask, answer]))
+        for mask, answer, matched_iou in best_pairs(ious):
+            self.ious.append(matched_iou)
             sides = zip(bounding_box(masks[mask]), answers[answer].box, strict=True)
             self.box_errors.append(max(abs(side - true_side) for side, true_side in sides))
             self.matched += 1
-            ious[mask, :], ious[:, answer] = -1, -1
         self.questions += 1
         self.found += len(masks)
         self.true += len(answers)
@@ -101,6 +99,19 @@ class Detections:
     def mean_iou(self) -> float:
         """The mean IoU of the matches."""
         return float(np.mean(self.ious)) if self.ious else 0.0
+
+
+def best_pairs(ious: np.ndarray) -> Iterator[tuple[int, int, float]]:
+    """Yield pairs of a mask and an answer, best first, each at most once, and their IoU, above :data:`MATCH_IOU`.
+
+    Args:
+        ious: (masks, answers) of all pairs.
+    """
+    left = ious.copy()
+    while left.size and left.max() > MATCH_IOU:
+        mask, answer = np.unravel_index(left.argmax(), left.shape)
+        yield int(mask), int(answer), float(left[mask, answer])
+        left[mask, :], left[:, answer] = -1, -1
 
 
 @dataclass

@@ -47,6 +47,12 @@ class LargeShape:
     crop: MaskCrop
     neighbor: int | None = None
 
+    @property
+    def diameter(self) -> int:
+        """The longer side of the mask's box, in pixels."""
+        x1, y1, x2, y2 = self.crop.box
+        return max(x2 - x1, y2 - y1)
+
 
 @dataclass(frozen=True)
 class LargeScene:
@@ -101,7 +107,9 @@ STYLES = {
 }
 
 
-def draw_large_scene(random: np.random.Generator, width: int, height: int, count: int, style: str) -> LargeScene:
+def draw_large_scene(
+    random: np.random.Generator, width: int, height: int, count: int, style: str, smallest: int = SMALLEST
+) -> LargeScene:
     """Draw many shapes that do not cover each other; some touch one of their own kind and color.
 
     Args:
@@ -110,9 +118,10 @@ def draw_large_scene(random: np.random.Generator, width: int, height: int, count
         height: of the image, in pixels.
         count: number of shapes; fewer are drawn if there is no room.
         style: one of :data:`STYLES`.
+        smallest: diameter of the smallest shapes, in pixels.
 
     Returns:
-        The scene. Diameters are :data:`SMALLEST` to :data:`LARGEST` pixels, evenly distributed on a logarithmic scale.
+        The scene. Diameters are ``smallest`` to :data:`LARGEST` pixels, evenly distributed on a logarithmic scale.
     """
     drawn = STYLES[style]
     image = drawn.background(random, width, height).astype(np.float32)
@@ -126,7 +135,7 @@ def draw_large_scene(random: np.random.Generator, width: int, height: int, count
         kind, color = str(random.choice(KINDS)), str(random.choice(COLORS))
         if beside is not None:
             kind, color = shapes[beside].kind, shapes[beside].color
-        stencil = drawn.stencil(random, kind, _radius(random, None if beside is None else shapes[beside]))
+        stencil = drawn.stencil(random, kind, _radius(random, smallest, None if beside is None else shapes[beside]))
         coverage = stencil[np.ix_(stencil.any(axis=1), stencil.any(axis=0))]
         place = _free_place(random, taken, coverage) if beside is None else _beside(taken, coverage, shapes[beside])
         if place is None:
@@ -144,11 +153,10 @@ def draw_large_scene(random: np.random.Generator, width: int, height: int, count
     return LargeScene(np.rint(255 * image.clip(0, 1)).astype(np.uint8), tuple(shapes))
 
 
-def _radius(random: np.random.Generator, beside: LargeShape | None) -> float:
+def _radius(random: np.random.Generator, smallest: int, beside: LargeShape | None) -> float:
     if beside is not None:
-        x1, y1, x2, y2 = beside.crop.box
-        return float(np.clip(max(x2 - x1, y2 - y1) / 2 * random.uniform(0.8, 1.2), SMALLEST / 2, LARGEST / 2))
-    return float(np.exp(random.uniform(np.log(SMALLEST / 2), np.log(LARGEST / 2))))
+        return float(np.clip(beside.diameter / 2 * random.uniform(0.8, 1.2), smallest / 2, LARGEST / 2))
+    return float(np.exp(random.uniform(np.log(smallest / 2), np.log(LARGEST / 2))))
 
 
 def _free_place(random: np.random.Generator, taken: np.ndarray, coverage: np.ndarray) -> tuple[int, int] | None:
