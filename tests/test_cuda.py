@@ -53,6 +53,11 @@ PROMPTS = {
     "20 boxes, three candidates": (GeometricPrompt(boxes=TWENTY_BOXES), Options(multimask=True)),
     "boxes, small regions removed": (GeometricPrompt(boxes=BOXES), Options(multimask=True, min_region_percent=10)),
 }
+IN_TILES = {
+    "two phrases in tiles": (ConceptPrompt(("circle", "star")), Options(confidence_threshold=0.3, tile_size=300)),
+    "example box in tiles": (ConceptPrompt((), BOXES[:1], (1,)), Options(confidence_threshold=0.3, tile_size=300)),
+    "boxes in windows": (GeometricPrompt(boxes=BOXES), Options(multimask=True, tile_size=200)),
+}
 INPUT_SIZES = (0, 224)  # the checkpoint's own, and a smaller one
 PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 CPU = torch.device("cpu")
@@ -101,7 +106,7 @@ def cpu_answer(predictor_on):
 
 def answer(predictor, name):
     """Return the scores, labels, masks and label map for one of the prompts."""
-    prompt, options = PROMPTS[name]
+    prompt, options = {**PROMPTS, **IN_TILES}[name]
     segments = predictor.predict(SCENE.image, prompt, options)
     scores, labels = [segment.score for segment in segments], [segment.label for segment in segments]
     return scores, labels, list(masks_of(segments)), label_map(segments, WIDTH, HEIGHT)
@@ -111,6 +116,16 @@ def answer(predictor, name):
 @pytest.mark.parametrize("precision", PRECISIONS.values(), ids=PRECISIONS)
 @pytest.mark.parametrize("name", PROMPTS)
 def test_a_prompt_has_the_cpus_answer(predictor_on, cpu_answer, device, name, precision, input_size):
+    check_answer(predictor_on, cpu_answer, device, name, precision, input_size)
+
+
+@pytest.mark.parametrize("name", IN_TILES)
+def test_tiles_have_the_cpus_answer(predictor_on, cpu_answer, name):
+    last = torch.device("cuda", torch.cuda.device_count() - 1)  # not the current one, if there are several
+    check_answer(predictor_on, cpu_answer, last, name, torch.bfloat16, 112)
+
+
+def check_answer(predictor_on, cpu_answer, device, name, precision, input_size):
     wanted_scores, wanted_labels, wanted_masks, wanted_map = cpu_answer(name, precision, input_size)
     assert len(wanted_scores) > 0
     scores, labels, masks, painted = answer(predictor_on(device, precision, input_size), name)
