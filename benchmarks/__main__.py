@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.engine_rows import encoding_rows, prompt_rows
+from benchmarks.engine_rows import encoding_rows, prompt_rows, tile_row
 from benchmarks.report import HEADER, Row, circumstances
 from benchmarks.setup import HEIGHT, WIDTH, Setup
 from sam3_engine.random_weights import SMALL, write_random_checkpoint
@@ -82,6 +82,7 @@ def _rows(setup: Setup, runs: int) -> Iterator[Row]:
 
 def _measured(setup: Setup, runs: int) -> Iterator[Row]:
     yield from encoding_rows(setup)
+    yield tile_row(setup)
     yield from prompt_rows(setup)
     if setup.device.type == "cpu":
         from benchmarks.plugin_rows import long_series_rows, memory_rows, outside_rows, reuse_rows

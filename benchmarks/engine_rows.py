@@ -18,6 +18,7 @@ from benchmarks.timing import in_turn, last_line_of, seconds_of
 from sam3_engine.options import Options
 from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import ConceptPrompt
+from sam3_engine.tiling import tile_image
 from testbed.direct_use import DirectUse
 
 _PROMPTS = 5  # repetitions of a prompt
@@ -47,6 +48,35 @@ def encoding_rows(setup: Setup) -> Iterator[Row]:
     for predictor, of_size, at_least in ((half, "half", 4), (two_thirds, "two_thirds", 2)):
         measure = f"encode at `model_input_size` {predictor.resolution}"
         yield Row.faster(measure, seconds[of_size], f"at {own_size}", ours, at_least)
+
+
+def tile_row(setup: Setup) -> Row:
+    """Compare a phrase in tiles with as many images of a tile's size."""
+    predictor = Predictor(setup.predictor.model, input_size=setup.predictor.resolution // 2)
+    unseen, phrase, nothing = setup.unseen_images(), ConceptPrompt(("shoe",)), Options(confidence_threshold=1)
+    height, width = setup.image.shape[:2]
+    side = height // 2
+    tiles = tile_image(width, height, side, nothing.tile_overlap)
+    in_tiles = dataclasses.replace(nothing, tile_size=side)
+
+    def segment_one_by_one() -> None:
+        image = next(unseen)
+        for x1, y1, x2, y2 in [*tiles, (0, 0, width, height)]:
+            predictor.predict(image[y1:y2, x1:x2], phrase, nothing)
+
+    predictor.predict(next(unseen), phrase, nothing)  # reads the weights from the file
+    seconds = in_turn(
+        setup.repeat,
+        tiles=lambda: predictor.predict(next(unseen), phrase, in_tiles),
+        one_by_one=segment_one_by_one,
+    )
+    return Row.within(
+        f"phrase in {len(tiles)} tiles and the whole image, at `model_input_size` {predictor.resolution}",
+        seconds["tiles"],
+        "encode and phrase for each",
+        seconds["one_by_one"],
+        1.05,
+    )
 
 
 def prompt_rows(setup: Setup) -> Iterator[Row]:

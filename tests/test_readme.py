@@ -64,6 +64,7 @@ OUTPUTS = {
     ("docs/prompts.md", "How values are read"): [1],
     ("docs/weights.md", "Use your own file"): [1],
     ("docs/weights.md", "The shapes network"): [1],
+    ("docs/tiles.md", "Tiles"): [1],
 }
 PAGES = [page for page in pages.all_pages() if not page.startswith(".")]
 BLOCKS = [(page, *block) for page in PAGES for block in pages.python_blocks(page)]
