@@ -21,7 +21,7 @@ class MaskCrop:
 
     Attributes:
         box: (x1, y1, x2, y2) of the mask, in source pixels; all 0 if the mask is empty.
-        bits: the mask in the box, row by row, as ``np.packbits`` packs it.
+        bits: (h, w / 8 rounded up) uint8, the mask in the box, each row as ``np.packbits`` packs it.
     """
 
     box: Window
@@ -38,16 +38,14 @@ class MaskCrop:
         """
         columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
         if not columns.size:
-            return cls((0, 0, 0, 0), np.packbits(mask[:0]))
+            return cls((0, 0, 0, 0), np.zeros((0, 0), np.uint8))
         x1, x2, y1, y2 = int(columns[0]), int(columns[-1]) + 1, int(rows[0]), int(rows[-1]) + 1
-        return cls((left + x1, top + y1, left + x2, top + y2), np.packbits(mask[y1:y2, x1:x2] != 0))
+        return cls((left + x1, top + y1, left + x2, top + y2), np.packbits(mask[y1:y2, x1:x2] != 0, axis=1))
 
     @property
     def mask(self) -> np.ndarray:
         """The mask in the box, (h, w) bool."""
-        x1, y1, x2, y2 = self.box
-        pixels = (y2 - y1) * (x2 - x1)
-        return np.unpackbits(self.bits, count=pixels).view(np.bool_).reshape(y2 - y1, x2 - x1)
+        return self.inside(self.box)
 
     @functools.cached_property
     def area(self) -> int:
@@ -56,9 +54,12 @@ class MaskCrop:
 
     def inside(self, window: Window) -> np.ndarray:
         """Return the mask in a window, cut to the box, (h, w) bool; with a side of 0 if they do not overlap."""
-        x1, y1, x2, y2 = common(self.box, window)
         left, top = self.box[:2]
-        return self.mask[y1 - top : y2 - top, x1 - left : x2 - left]
+        x1, y1, x2, y2 = common(self.box, window)
+        first = (x1 - left) // 8  # only the bytes that are needed: a crop may be as large as the image
+        packed = self.bits[y1 - top : y2 - top, first : -(-(x2 - left) // 8)]
+        start = x1 - left - 8 * first
+        return np.unpackbits(packed, axis=1)[:, start : start + x2 - x1].view(np.bool_)
 
     def intersection(self, other: MaskCrop) -> int:
         """Return the number of pixels that two masks have in common."""

@@ -69,6 +69,7 @@ class ImageWindows:
         :func:`~.joining.join`.
         """
         search = _Search(self, detector, prompt)
+        search.encode_examples()
         in_tiles = search.look_at(dict.fromkeys(search.tiles, prompt.names), self.on_encoded)
         in_image = search.look_at({self.image: prompt.names}, self.on_encoded)
         joined = {name: join(in_tiles[name], in_image[name], self.image) for name in prompt.names}
@@ -114,10 +115,11 @@ class ImageWindows:
     ) -> Result:
         """Return ``ask(embedding)`` of a window; ``on_encoded`` is called before."""
         self.on_step()
+        percent = self.options.size_percent
+        if window == self.image:
+            return self._predictor.answer(lambda: self._predictor.encode_image(self._rgb, percent), ask, on_encoded)
         pixels, key = self._pixels(window), self.key(window)
-        return self._predictor.answer(
-            lambda: self._predictor.encode_part(pixels, key, self.options.size_percent), ask, on_encoded
-        )
+        return self._predictor.answer(lambda: self._predictor.encode_part(pixels, key, percent), ask, on_encoded)
 
     def run(self, embedding: ImageEmbedding, compute: Callable[[], Result]) -> Result:
         """Return ``compute()``, which runs a head on an embedding; see :meth:`~.predictor.Predictor.ask`."""
@@ -144,8 +146,19 @@ class _Search:
         self._prompt = prompt
         self._examples_from = _smallest_around(prompt.boxes, self.tiles) or windows.image
         boxes = _relative(prompt.boxes, self._examples_from)
-        self._examples = Examples(tuple(zip(boxes, prompt.box_labels, strict=True)))
-        self._shown_elsewhere = self._encode_examples() if prompt.boxes else self._examples
+        self._examples = self._shown_elsewhere = Examples(tuple(zip(boxes, prompt.box_labels, strict=True)))
+
+    def encode_examples(self) -> None:
+        """Prepare the example boxes, if there are any, for all windows but the one that they lie in."""
+        if not self._examples.boxes:
+            return
+        source = self._windows.key(self._examples_from)
+        self._shown_elsewhere = self._windows.look(
+            self._examples_from,
+            lambda embedding: self._windows.run(
+                embedding, lambda: self._detector.encode_examples(embedding, self._prompt, self._examples, source)
+            ),
+        )
 
     def look_at(
         self, names: Mapping[Window, Iterable[str]], on_encoded: Callable[[], None] = lambda: None
@@ -175,22 +188,11 @@ class _Search:
         boxes: list[Box] = [tuple(map(float, mask.box)) for _, mask in unclear]  # type: ignore[misc]
         options = self._windows.options
         around = windows_around(boxes, self._windows.width, self._windows.height, options.tile_size)
-        names = {
-            window: list(dict.fromkeys(unclear[member][0] for member in members))
-            for window, members in around[: len(self.tiles)]
-        }
+        names: dict[Window, dict[str, None]] = {}  # a dict instead of a set keeps the order
+        for window, members in around[: len(self.tiles)]:
+            names.setdefault(window, {}).update(dict.fromkeys(unclear[member][0] for member in members))
         views = self.look_at(names)
         return {name: settle(one, views[name], self._windows.image) for name, one in joined.items()}
-
-    def _encode_examples(self) -> Examples:
-        source = self._windows.key(self._examples_from)
-        return self._windows.look(
-            self._examples_from,
-            lambda embedding: self._windows.run(
-                embedding,
-                lambda: self._detector.encode_examples(embedding, self._prompt, self._examples, source),
-            ),
-        )
 
     def _find(self, embedding: ImageEmbedding, window: Window, names: Iterable[str]) -> dict[str, list[Segment]]:
         examples = self._examples if window == self._examples_from else self._shown_elsewhere
