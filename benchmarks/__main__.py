@@ -85,11 +85,12 @@ def _measured(setup: Setup, runs: int) -> Iterator[Row]:
     yield tile_row(setup)
     yield from prompt_rows(setup)
     if setup.device.type == "cpu":
-        from benchmarks.plugin_rows import long_series_rows, memory_rows, outside_rows, reuse_rows
+        from benchmarks.plugin_rows import long_series_rows, memory_rows, outside_rows, reuse_rows, tile_memory_row
 
         yield from reuse_rows(setup)
         yield from outside_rows(setup)
         yield from memory_rows(setup)
+        yield tile_memory_row(setup)
         yield from long_series_rows(runs)
 
 

@@ -155,6 +155,21 @@ def memory_rows(setup: Setup) -> Iterator[Row]:
     )
 
 
+def tile_memory_row(setup: Setup) -> Row:
+    """Measure how much memory tiles need, on the shapes network."""
+    width, height, count = (6000, 4000, 300) if setup.full_size else (1400, 1000, 20)
+    found, peak, kept = json.loads(last_line_of("benchmarks.tile_memory", width, height, count))
+    more = peak - kept
+    return Row(
+        f"peak memory, {found} instances in tiles of 672, {width}×{height}, shapes network",
+        in_megabytes(peak),
+        f"embeddings that are kept: {in_megabytes(kept)}",
+        f"{more / 1e6:+,.0f} MB",
+        "< +500 MB",
+        more < 500e6,
+    )
+
+
 def long_series_rows(runs: int) -> Iterator[Row]:
     """Measure memory over many runs with changing prompts and images, on a small network."""
     soaked = Soaked(**json.loads(last_line_of("benchmarks.soak", "--runs", runs, "--json")))

@@ -158,7 +158,7 @@ class Detector:
             named = [name for name in prompt.names if name in crowded]
             logger.warning(
                 "All %d instances that the network can return for a concept score above %s: there may be more. "
-                "Crop the image or name something more specific; to keep only the best, raise the threshold. "
+                "Use tiles, or name something more specific; to keep only the best, raise the threshold. "
                 "Concepts: %s.",
                 architecture.queries,
                 " or ".join(dict.fromkeys(f"{thresholds[name]:g}" for name in named)),

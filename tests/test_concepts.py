@@ -224,7 +224,7 @@ def test_if_all_queries_pass_the_threshold_a_warning_says_that_there_may_be_more
     plugin.segment(thumbnail, input_text=list(LABELS), **ALL)
     (warning,) = messages_of(caplog, f"All {SMALL.queries} instances that the network can return")
     assert warning.endswith("Concepts: 'shoe', 'yellow school bus', 'hat'.")
-    assert "score above 0: there may be more. Crop the image or name something more specific" in warning
+    assert "score above 0: there may be more. Use tiles, or name something more specific" in warning
 
     (output,) = plugin.segment(thumbnail, input_text="shoe", **ALL)
     lowest = scores_of(output.description)[-1]
