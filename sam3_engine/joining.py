@@ -53,30 +53,31 @@ class Joined:
     unclear: list[MaskCrop]
 
 
-def join(views: Sequence[View], whole: Sequence[View], image: Window) -> Joined:
-    """Join the views of tiles and of the whole image.
+def join(views: Sequence[View], larger: Sequence[View], windows: Sequence[Window], image: Window) -> Joined:
+    """Join the views of the smallest tiles, and of larger ones and the whole image.
 
     - Views of two tiles whose masks agree in the strip that both share, with an IoU of at least 0.5, show the same
       object. If a tile shows it completely, that is its mask, of several the one with the highest score. If all tiles
       cut it, its mask consists of all of them, each up to the middle of the strips.
     - What tiles cut and no neighbor continues is unclear, unless a known object covers most of it.
-    - The whole image shows what is larger than a tile: that is unclear, too, because it is seen at a low resolution.
-      What fits in a tile, the tiles see better, also if they see that there is nothing.
+    - Larger tiles and the whole image show what does not fit in a smaller tile: that is unclear, too, because it is
+      seen at a lower resolution. What fits, the smaller tile sees better, also if it sees that there is nothing.
 
     Args:
-        views: of all tiles.
-        whole: of the whole image.
+        views: of the smallest tiles.
+        larger: views of larger tiles and of the whole image, by ascending size of these.
+        windows: all tiles and the whole image, also those that show nothing.
         image: (0, 0, width, height).
     """
     groups = [(group, _view_of(group, image)) for group in _groups(views)]
     objects = [known for _, known in groups if known]
     fragments = [view.crop for group, known in groups if not known for view in group]
-    windows = list(dict.fromkeys(view.window for view in views))
-    large = [
-        view.crop
-        for view in whole
-        if not any(_fits(view, window, image) for window in windows) and not _is_known(view.crop, objects)
-    ]
+    large: list[MaskCrop] = []
+    for view in larger:
+        finer = (window for window in windows if _side(window) < _side(view.window))
+        fits = any(_fits(view, window, image) for window in finer)
+        if not fits and not _is_known(view.crop, [*_crops(objects), *large]):
+            large.append(view.crop)
     return Joined(objects, [*large, *_not_covered(fragments, [*_crops(objects), *large])])
 
 
@@ -94,7 +95,7 @@ def settle(joined: Joined, views: Sequence[View], image: Window) -> Joined:
     """
     objects, cut = list(joined.objects), []
     for view in sorted(views, key=lambda view: -view.score):
-        if _is_known(view.crop, objects) or not any(_shows(view.crop, mask) for mask in joined.unclear):
+        if _is_known(view.crop, _crops(objects)) or not any(_shows(view.crop, mask) for mask in joined.unclear):
             continue
         if _cut_sides(view, image):
             cut.append(view.crop)
@@ -103,8 +104,12 @@ def settle(joined: Joined, views: Sequence[View], image: Window) -> Joined:
     return Joined(objects, _not_covered(cut, _crops(objects)))
 
 
-def _is_known(mask: MaskCrop, objects: Sequence[View]) -> bool:
-    return any(one.crop.iou(mask) >= _SAME for one in objects)
+def _is_known(mask: MaskCrop, known: Sequence[MaskCrop]) -> bool:
+    return any(one.iou(mask) >= _SAME for one in known)
+
+
+def _side(window: Window) -> int:
+    return max(window[2] - window[0], window[3] - window[1])
 
 
 def _shows(mask: MaskCrop, unclear: MaskCrop) -> bool:

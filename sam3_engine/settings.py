@@ -14,7 +14,7 @@ from .errors import CheckpointError, PromptError, WeightFileError, WeightsError,
 from .options import CANDIDATES, LARGEST_OVERLAP, MAX_LABELS, SMALLEST_TILE, Options
 from .prompt_strings import ChosenPrompt, Drawing, PromptStrings
 from .prompts import ConceptPrompt, Prompt
-from .tiling import tile_image
+from .tiling import tile_levels
 from .weights import check_weights
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class Settings:
     def count_windows(self, width: int, height: int) -> int:
         """Return how many parts of an image a run encodes, as far as that is known: the tiles and the whole image."""
         if self.tile_size and self.tile_size < max(width, height) and self.prompt_strings.count_objects() == 0:
-            return len(tile_image(width, height, self.tile_size, self.tile_overlap)) + 1
+            return sum(map(len, tile_levels(width, height, self.tile_size, self.tile_overlap)))
         return 1
 
     @property

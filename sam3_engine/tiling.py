@@ -12,6 +12,28 @@ from .mask_crops import Window
 from .prompts import Box
 
 _MARGIN = 1 / 4  # of a box, on each side
+_NEXT_LEVEL = 3  # how much larger the tiles of the next level are
+_LEAST_REDUCTION = 1.5  # of the whole image against the level before it
+
+
+def tile_levels(width: int, height: int, size: int, overlap: float) -> list[list[Window]]:
+    """Cover an image with tiles of several sizes, so that things of every size are a good part of some tile.
+
+    Args:
+        width: of the image, in pixels.
+        height: of the image, in pixels.
+        size: side of the smallest tiles, in pixels.
+        overlap: 0 to 0.9, see :func:`tile_image`.
+
+    Returns:
+        The tiles of :func:`tile_image`; for very large images, tiles that are 3, 9, ... times as large; and the image.
+    """
+    levels = [tile_image(width, height, size, overlap)]
+    side = size * _NEXT_LEVEL
+    while side * _LEAST_REDUCTION < max(width, height):
+        levels.append(tile_image(width, height, side, overlap))
+        side *= _NEXT_LEVEL
+    return [*levels, [(0, 0, width, height)]]
 
 
 def tile_image(width: int, height: int, size: int, overlap: float) -> list[Window]:

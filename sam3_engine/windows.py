@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,7 +22,7 @@ from .mask_crops import Window
 from .options import CANDIDATES, Options
 from .prompts import Box, ConceptPrompt, GeometricPrompt
 from .segments import Segment, crop_masks
-from .tiling import tile_image, windows_around
+from .tiling import tile_levels, windows_around
 
 if TYPE_CHECKING:
     from .predictor import Predictor
@@ -65,14 +66,19 @@ class ImageWindows:
     def find(self, detector: Detector, prompt: ConceptPrompt) -> list[Segment]:
         """Return the instances of a concept prompt, phrase by phrase, each by descending score.
 
-        All tiles and the whole image are looked at, then windows around what none of them shows well, see
-        :func:`~.joining.join`.
+        All tiles and the whole image are looked at, see :func:`~.tiling.tile_levels`, then windows around what none of
+        them shows well, see :func:`~.joining.join`.
         """
         search = _Search(self, detector, prompt)
         search.encode_examples()
-        in_tiles = search.look_at(dict.fromkeys(search.tiles, prompt.names), self.on_encoded)
-        in_image = search.look_at({self.image: prompt.names}, self.on_encoded)
-        joined = {name: join(in_tiles[name], in_image[name], self.image) for name in prompt.names}
+        smallest, *larger = (
+            search.look_at(dict.fromkeys(level, prompt.names), self.on_encoded) for level in search.levels
+        )
+        windows = list(itertools.chain.from_iterable(search.levels))
+        joined = {
+            name: join(smallest[name], [view for level in larger for view in level[name]], windows, self.image)
+            for name in prompt.names
+        }
         for _ in range(_LOOKS):
             joined = search.look_again(joined)
         found = {
@@ -134,17 +140,19 @@ class _Search:
     """Looks for the concepts of a prompt, window by window.
 
     Attributes:
-        tiles: cover the image.
+        levels: tiles that cover the image, by ascending size.
         crowded: concepts with as many instances in a window as the network can return.
     """
 
     def __init__(self, windows: ImageWindows, detector: Detector, prompt: ConceptPrompt) -> None:
-        self.tiles = tile_image(windows.width, windows.height, windows.options.tile_size, windows.options.tile_overlap)
+        self.levels = tile_levels(
+            windows.width, windows.height, windows.options.tile_size, windows.options.tile_overlap
+        )
         self.crowded: set[str] = set()
         self._windows = windows
         self._detector = detector
         self._prompt = prompt
-        self._examples_from = _smallest_around(prompt.boxes, self.tiles) or windows.image
+        self._examples_from = _smallest_around(prompt.boxes, self.levels)
         boxes = _relative(prompt.boxes, self._examples_from)
         self._examples = self._shown_elsewhere = Examples(tuple(zip(boxes, prompt.box_labels, strict=True)))
 
@@ -182,14 +190,14 @@ class _Search:
         return views
 
     def look_again(self, joined: Mapping[str, Joined]) -> dict[str, Joined]:
-        """Look at what is unclear in windows around it, the largest first; at most as many as there are tiles."""
+        """Look at what is unclear in windows around it, the largest first; at most as many as smallest tiles."""
         unclear = [(name, mask) for name, one in joined.items() for mask in one.unclear]
         unclear.sort(key=lambda one: -one[1].area)
         boxes: list[Box] = [tuple(map(float, mask.box)) for _, mask in unclear]  # type: ignore[misc]
         options = self._windows.options
         around = windows_around(boxes, self._windows.width, self._windows.height, options.tile_size)
         names: dict[Window, dict[str, None]] = {}  # a dict instead of a set keeps the order
-        for window, members in around[: len(self.tiles)]:
+        for window, members in around[: len(self.levels[0])]:
             names.setdefault(window, {}).update(dict.fromkeys(unclear[member][0] for member in members))
         views = self.look_at(names)
         return {name: settle(one, views[name], self._windows.image) for name, one in joined.items()}
@@ -211,18 +219,18 @@ def _tolerance(segment: Segment) -> int:
     return max(-(-segment.height // rows), -(-segment.width // columns))
 
 
-def _smallest_around(boxes: Sequence[Box], windows: Iterable[Window]) -> Window | None:
-    """Return the window that contains all boxes and whose borders are farthest from them; None if none does."""
+def _smallest_around(boxes: Sequence[Box], levels: Sequence[Sequence[Window]]) -> Window:
+    """Return the smallest tile that contains all boxes; of several, the one whose borders are farthest from them."""
+    (image,) = levels[-1]
     if not boxes:
-        return None
+        return image
     x1, y1 = min(box[0] for box in boxes), min(box[1] for box in boxes)
     x2, y2 = max(box[2] for box in boxes), max(box[3] for box in boxes)
 
     def room(window: Window) -> float:
         return min(x1 - window[0], y1 - window[1], window[2] - x2, window[3] - y2)
 
-    widest = max(windows, key=room)
-    return widest if room(widest) >= 0 else None
+    return next((widest for level in levels if room(widest := max(level, key=room)) >= 0), image)
 
 
 def _relative(boxes: Sequence[Box], window: Window) -> list[Box]:

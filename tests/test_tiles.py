@@ -16,7 +16,7 @@ from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import ConceptPrompt, GeometricPrompt
 from sam3_engine.segments import Segment, label_map, masks_of
 from sam3_engine.settings import Settings
-from sam3_engine.tiling import tile_image, windows_around
+from sam3_engine.tiling import tile_image, tile_levels, windows_around
 from testbed.plugin import Plugin
 from testbed.plugin import masks_of as masks_in
 from testbed.scenes import KINDS, iou
@@ -46,6 +46,14 @@ def test_an_image_that_is_not_larger_than_a_tile_is_one_tile():
     assert tile_image(672, 400, 672, 0.2) == [(0, 0, 672, 400)]
     assert len(tile_image(673, 400, 672, 0.2)) == 2
     assert len(tile_image(3000, 2000, 672, 0.2)) == 24
+
+
+def test_very_large_images_have_tiles_of_several_sizes():
+    assert [len(level) for level in tile_levels(3000, 2000, 672, 0.2)] == [24, 1]
+    levels = tile_levels(6000, 4000, 672, 0.2)
+    assert [{right - left for left, _, right, _ in level} for level in levels] == [{672}, {2016}, {6000}]
+    assert [len(level) for level in levels] == [88, 12, 1]
+    assert levels[0] == tile_image(6000, 4000, 672, 0.2)
 
 
 @st.composite
@@ -125,6 +133,7 @@ def test_the_crop_of_an_empty_mask_is_empty():
 
 IMAGE = (0, 0, 180, 100)
 LEFT, RIGHT = (0, 0, 100, 100), (80, 0, 180, 100)
+WINDOWS = [LEFT, RIGHT, IMAGE]
 
 
 def drawn(x1, y1, x2, y2):
@@ -145,7 +154,7 @@ def joined_masks(joined):
 
 def test_an_object_that_two_tiles_cut_is_one_whole():
     mask = drawn(60, 20, 130, 70)
-    joined = join([seen(mask, LEFT, 0.6), seen(mask, RIGHT, 0.8)], [], IMAGE)
+    joined = join([seen(mask, LEFT, 0.6), seen(mask, RIGHT, 0.8)], [], WINDOWS, IMAGE)
     (one,) = joined.objects
     assert (one.crop.box, one.crop.area, one.score) == ((60, 20, 130, 70), 70 * 50, 0.8)
     assert joined.unclear == []
@@ -153,7 +162,7 @@ def test_an_object_that_two_tiles_cut_is_one_whole():
 
 def test_up_to_the_middle_of_the_strip_each_tile_decides():
     left, right = drawn(60, 20, 130, 70), drawn(60, 22, 130, 68)
-    (one,) = join([seen(left, LEFT), seen(right, RIGHT)], [], IMAGE).objects
+    (one,) = join([seen(left, LEFT), seen(right, RIGHT)], [], WINDOWS, IMAGE).objects
     wanted = np.where(np.arange(180) < 90, left, right)
     assert np.array_equal(one.crop.mask, wanted[20:70, 60:130])
 
@@ -161,7 +170,7 @@ def test_up_to_the_middle_of_the_strip_each_tile_decides():
 def test_of_a_cut_and_a_complete_view_the_complete_one_is_the_mask():
     mask = drawn(85, 20, 130, 70)
     cut, complete = seen(mask, LEFT, 0.9), seen(mask, RIGHT, 0.7)
-    (one,) = join([cut, complete], [], IMAGE).objects
+    (one,) = join([cut, complete], [], WINDOWS, IMAGE).objects
     assert one.crop is complete.crop
     assert one.score == 0.9
 
@@ -169,14 +178,14 @@ def test_of_a_cut_and_a_complete_view_the_complete_one_is_the_mask():
 def test_neighbors_that_touch_stay_two():
     upper, lower = drawn(60, 20, 130, 50), drawn(60, 50, 130, 80)
     views = [seen(mask, window) for mask in (upper, lower) for window in (LEFT, RIGHT)]
-    assert sorted(joined_masks(join(views, [], IMAGE))) == [(60, 20, 130, 50), (60, 50, 130, 80)]
+    assert sorted(joined_masks(join(views, [], WINDOWS, IMAGE))) == [(60, 20, 130, 50), (60, 50, 130, 80)]
     beside = [drawn(50, 20, 90, 60), drawn(90, 20, 130, 60)]  # they touch in the strip
     views = [seen(mask, window) for mask in beside for window in (LEFT, RIGHT) if mask[:, slice(*window[::2])].any()]
-    assert sorted(joined_masks(join(views, [], IMAGE))) == [(50, 20, 90, 60), (90, 20, 130, 60)]
+    assert sorted(joined_masks(join(views, [], WINDOWS, IMAGE))) == [(50, 20, 90, 60), (90, 20, 130, 60)]
 
 
 def test_what_a_tile_cuts_and_no_neighbor_continues_is_unclear():
-    joined = join([seen(drawn(60, 20, 100, 70), LEFT)], [], IMAGE)
+    joined = join([seen(drawn(60, 20, 100, 70), LEFT)], [], WINDOWS, IMAGE)
     assert joined.objects == []
     assert [mask.box for mask in joined.unclear] == [(60, 20, 100, 70)]
 
@@ -184,23 +193,28 @@ def test_what_a_tile_cuts_and_no_neighbor_continues_is_unclear():
 def test_a_fragment_of_a_known_object_is_dropped():
     whole = drawn(85, 20, 150, 80)
     sliver = seen(drawn(90, 40, 100, 45), LEFT)
-    joined = join([seen(whole, RIGHT), sliver], [], IMAGE)
+    joined = join([seen(whole, RIGHT), sliver], [], WINDOWS, IMAGE)
     assert (joined_masks(joined), joined.unclear) == ([(85, 20, 150, 80)], [])
 
 
 def test_the_whole_image_shows_only_what_is_larger_than_a_tile():
     small, large = drawn(20, 20, 60, 60), drawn(20, 10, 170, 90)
     whole = [View(MaskCrop.of(mask), 0.9, IMAGE, 2) for mask in (small, large)]
-    joined = join([], whole, IMAGE)
-    assert joined.unclear == [view.crop for view in whole]  # without tiles, nothing is known
-    tiles_see_another = [seen(drawn(10, 80, 15, 85), LEFT), seen(drawn(165, 80, 170, 85), RIGHT)]
-    joined = join(tiles_see_another, whole, IMAGE)
-    assert joined.unclear == [whole[1].crop]
-    assert len(joined.objects) == 2
+    assert join([], whole, WINDOWS, IMAGE).unclear == [whole[1].crop]  # the left tile sees that there is nothing
+    assert join([], whole, [IMAGE], IMAGE).unclear == [view.crop for view in whole]
+    known = [seen(large, LEFT), seen(large, RIGHT)]
+    joined = join(known, whole, WINDOWS, IMAGE)
+    assert (joined_masks(joined), joined.unclear) == ([(20, 10, 170, 90)], [])
+
+
+def test_of_several_views_in_larger_tiles_the_finest_is_looked_at_again():
+    mask = drawn(20, 10, 170, 90)
+    larger = [View(MaskCrop.of(mask), 0.9, (0, 0, 178, 100), 2), View(MaskCrop.of(mask), 0.9, IMAGE, 2)]
+    assert join([], larger, [LEFT, RIGHT, IMAGE], IMAGE).unclear == [larger[0].crop]
 
 
 def test_another_look_settles_what_was_unclear():
-    unclear = join([seen(drawn(60, 20, 100, 70), LEFT)], [], IMAGE)
+    unclear = join([seen(drawn(60, 20, 100, 70), LEFT)], [], WINDOWS, IMAGE)
     window = (40, 0, 140, 100)
     complete, elsewhere = seen(drawn(60, 20, 120, 70), window), seen(drawn(50, 80, 60, 90), window)
     settled = settle(unclear, [complete, elsewhere], IMAGE)
