@@ -13,7 +13,7 @@ help:            ## list the targets
 
 # make demo IMAGE=photograph.jpg TEXT="yellow bus" WEIGHTS=sam3.pt passes these variables on as the demo's options; the
 # quotes keep a value as it was typed
-DEMO_OPTIONS = $(foreach option,IMAGE TEXT POINT LABEL BOX BOX_LABEL MULTIMASK THRESHOLD CUDA WEIGHTS,\
+DEMO_OPTIONS = $(foreach option,IMAGE TEXT POINT LABEL BOX BOX_LABEL MULTIMASK THRESHOLD TILE_SIZE CUDA WEIGHTS,\
 	$(if $(filter command line,$(origin $(option))),\
 	'--$(shell echo $(option) | tr A-Z a-z)=$(subst ','\'',$(value $(option)))'))
 

@@ -58,6 +58,7 @@ PROMPT_OPTIONS = {
 }
 OTHER_OPTIONS = {
     "threshold": ("confidence_threshold", "keep instances of a text with a score above this; 0.5 by default"),
+    "tile_size": ("tile_size", "side of square tiles in pixels, for small things in large images"),
     "cuda": ("cuda", "False: run on the CPU even if there is a GPU"),
 }
 

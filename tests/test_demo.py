@@ -122,6 +122,7 @@ def test_a_number_in_the_phrase_is_not_read_as_a_score(run):
         (["--weights", "nowhere.pt"], "model_weight_file = 'nowhere.pt': there is no such file (looked for '/"),
         (["--point", "[[1]]"], "input_point = '[[1]]': '[1]' has 1 items, not 2; expected"),
         (["--text", "star", "--threshold", "2"], "confidence_threshold = '2': expected a number from 0 to 1."),
+        (["--text", "star", "--tile_size", "6"], "tile_size = '6': expected 0, or a whole number, 64 or more."),
         (["--box", "[[1, 1, 9, 9]]", "--multimask", "maybe"], "multimask_output = 'maybe': expected True or False."),
     ],
 )
