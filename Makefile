@@ -13,11 +13,11 @@ help:            ## list the targets
 
 # make demo IMAGE=photograph.jpg TEXT="yellow bus" WEIGHTS=sam3.pt passes these variables on as the demo's options; the
 # quotes keep a value as it was typed
-DEMO_OPTIONS = $(foreach option,IMAGE TEXT POINT LABEL BOX BOX_LABEL MULTIMASK THRESHOLD TILE_SIZE CUDA WEIGHTS,\
+DEMO_OPTIONS = $(foreach option,IMAGE TEXT POINT LABEL BOX BOX_LABEL MULTIMASK POINTS_PER_SIDE THRESHOLD TILE_SIZE CUDA WEIGHTS,\
 	$(if $(filter command line,$(origin $(option))),\
 	'--$(shell echo $(option) | tr A-Z a-z)=$(subst ','\'',$(value $(option)))'))
 
-demo: $(VENV)/demo-ready  ## segment a synthetic scene with every kind of prompt, or IMAGE= with TEXT=, POINT=, BOX=; writes demo/output
+demo: $(VENV)/demo-ready  ## segment a synthetic scene with every kind of prompt, or IMAGE= with TEXT=, POINT=, BOX=, POINTS_PER_SIDE=; writes demo/output
 	$(RUN) -m demo $(DEMO_OPTIONS)
 
 pictures: $(VENV)/ready  ## redraw the pictures of the README and the docs in images/

@@ -19,7 +19,14 @@ from .infer_segment_anything_3_saving import AutoSaved, NewFiles, VideoFolders
 from .sam3_engine.errors import ImageError
 from .sam3_engine.images import as_rgb8
 from .sam3_engine.options import MAX_LABELS
-from .sam3_engine.prompts import PHRASES_EXPECTED, ConceptPrompt, GeometricPrompt, Prompt, is_plain_phrase
+from .sam3_engine.prompts import (
+    PHRASES_EXPECTED,
+    ConceptPrompt,
+    EverythingPrompt,
+    GeometricPrompt,
+    Prompt,
+    is_plain_phrase,
+)
 
 if TYPE_CHECKING:
     from .infer_segment_anything_3_workflows import OwnWorkflow
@@ -218,7 +225,7 @@ class SegmentOutputs:
     def _write_label_map(
         self, prompt: Prompt | None, segments: Sequence[Segment], colors: Sequence[Color], width: int, height: int
     ) -> None:
-        """Write one mask that numbers the instances of all concepts."""
+        """Write one mask that numbers the instances of all concepts, or everything, parts on top of the whole."""
         from .sam3_engine.segments import best, label_map
 
         in_map = best(segments, MAX_LABELS)
@@ -231,7 +238,7 @@ class SegmentOutputs:
             )
         self._fill(
             self._masks[0],
-            label_map(shown, width, height),
+            label_map(shown, width, height, smallest_on_top=isinstance(prompt, EverythingPrompt)),
             _numbered(segment.label for segment in shown),
             [colors[index] for index in in_map],
             _description(prompt, shown),

@@ -78,7 +78,7 @@ class _StopRequestedError(Exception):
 
 
 class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
-    """Segments the input image by text, points or boxes.
+    """Segments the input image by text, points or boxes, or everything in it.
 
     Inputs: the image; graphics drawn on it. Outputs: the image, one ``CSemanticSegmentationIO`` per mask and, on
     request, a ``CInstanceSegmentationIO`` with the objects.
@@ -131,14 +131,14 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
     def get_progress_steps(self) -> int:
         """Return the number of steps that a run reports: model, image, prompt; with tiles, one for each of them.
 
-        Before there is an image, the number of tiles is unknown.
+        To segment everything, there is a step for each row of points, too. Before there is an image, the number of
+        tiles is unknown.
         """
         image = self.get_input(0).get_image() if self.get_input(0).is_data_available() else None
-        windows = 1
-        if image is not None:
-            height, width = image.shape[:2]
-            windows = self.get_param_object().settings.count_windows(width, height)
-        return 2 + windows
+        height, width = (0, 0) if image is None else image.shape[:2]
+        graphics = self.get_input(1)
+        drawn = graphics is not None and graphics.is_data_available()
+        return 2 + self.get_param_object().settings.count_steps(width, height, drawn=drawn)
 
     def init_long_process(self) -> None:
         """Download and load the model before the first run."""
@@ -152,8 +152,8 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
     def stop(self) -> None:
         """Ask a running task to end, from another thread.
 
-        It ends before its next step: loading the model, encoding the image, a phrase, or a pass of boxes. Its outputs
-        are then empty.
+        It ends before its next step: loading the model, encoding the image, a phrase, or a pass of boxes or points. Its
+        outputs are then empty.
         """
         super().stop()
         self._stop_requested = True
@@ -198,7 +198,10 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
         drawn = graphics is not None and graphics.is_data_available()
         chosen = settings.prompt(read_drawing(graphics, width, height) if drawn else None)
         if chosen is None:
-            logger.warning("Nothing to segment: set input_text, input_box or input_point, or draw on the image.")
+            logger.warning(
+                "Nothing to segment: set input_text, input_box or input_point, draw on the image, or set "
+                "points_per_side to segment everything."
+            )
             unused = settings.prompt_strings.labels_without_use()
             self._drawn_masks = 1
             self._outputs.write(None, [], width, height, objects=settings.instance_output, unused=unused)
@@ -211,7 +214,12 @@ class InferSegmentAnything3(dataprocess.CSemanticSegmentationTask):
         self.emit_step_progress()
         with settings.naming_weights(), chosen.naming_arguments():
             segments = predictor.predict(
-                image, fitted, options, on_encoded=self.emit_step_progress, on_step=self._end_if_requested
+                image,
+                fitted,
+                options,
+                on_encoded=self.emit_step_progress,
+                on_step=self._end_if_requested,
+                on_row=self.emit_step_progress,
             )
         self._end_if_requested()
         self._drawn_masks = len(segments) if chosen.drawn and isinstance(fitted.prompt, GeometricPrompt) else 1
@@ -257,12 +265,13 @@ class InferSegmentAnything3Factory(dataprocess.CTaskFactory):
         dataprocess.CTaskFactory.__init__(self)
         self.info.name = "infer_segment_anything_3"
         self.info.short_description = (
-            "Segment Anything Model 3: segment images by text, example boxes, points or boxes."
+            "Segment Anything Model 3: segment images by text, example boxes, points or boxes, or everything in them."
         )
         self.info.description = (
             "Inference for the Segment Anything Model 3 (SAM 3). Text prompts such as 'shoe', or example boxes, find "
-            "every instance of a concept; points and boxes segment one object, or one per box. The weights are gated: "
-            "request access at https://huggingface.co/facebook/sam3 and log in with `hf auth login`."
+            "every instance of a concept; points and boxes segment one object, or one per box; a grid of points finds "
+            "everything. The weights are gated: request access at https://huggingface.co/facebook/sam3 and log in with "
+            "`hf auth login`."
         )
         self.info.path = "Plugins/Python/Segmentation"
         self.info.version = __version__
@@ -278,7 +287,9 @@ class InferSegmentAnything3Factory(dataprocess.CTaskFactory):
         self.info.documentation_link = "https://ai.meta.com/sam3"
         self.info.repository = "https://github.com/Ikomia-hub/infer_segment_anything_3"
         self.info.original_repository = "https://github.com/facebookresearch/sam3"
-        self.info.keywords = "SAM 3, segment anything, promptable, concept, text, exemplar, point, box, zero-shot, Meta"
+        self.info.keywords = (
+            "SAM 3, segment anything, promptable, concept, text, exemplar, point, box, automatic mask, zero-shot, Meta"
+        )
         self.info.algo_type = core.AlgoType.INFER
         self.info.algo_tasks = "SEMANTIC_SEGMENTATION"
         self.info.hardware_config.min_cpu = 4

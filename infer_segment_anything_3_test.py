@@ -28,6 +28,9 @@ _DEFAULTS = {
     "min_region_percent": "0.0",
     "tile_size": "0",
     "tile_overlap": "0.2",
+    "points_per_side": "0",
+    "predicted_iou_threshold": "0.7",
+    "stability_score_threshold": "0.9",
     "input_box": "",
     "input_box_label": "",
     "input_point": "",
@@ -75,6 +78,11 @@ PROMPTS: dict[str, tuple[dict[str, str], int]] = {
         1,
     ),
     "phrase, tiles": ({"input_text": "cat", "tile_size": "400", "tile_overlap": "0.1"}, 1),
+    "everything, with objects": (
+        {"points_per_side": "4", "predicted_iou_threshold": "0", "stability_score_threshold": "0"}
+        | {"instance_output": "True"},
+        2,
+    ),
     "nothing": ({}, 1),
 }
 

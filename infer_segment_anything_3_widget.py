@@ -29,6 +29,7 @@ from .infer_segment_anything_3_fields import Fold, Fraction, Habits, InputSize, 
 from .infer_segment_anything_3_process import InferSegmentAnything3Param
 from .sam3_engine.devices import cuda_present
 from .sam3_engine.options import LARGEST_OVERLAP
+from .sam3_engine.prompts import MOST_POINTS_PER_SIDE
 from .sam3_engine.settings import MASK_OUTPUTS, Settings
 from .sam3_engine.weights import OFFICIAL_NAMES, SUFFIXES, without_quotes
 
@@ -60,6 +61,11 @@ _HELP = {
         "For example: [1], or: [1, 0]\n"
         "Empty: all points are on the object."
     ),
+    "points_per_side": (
+        "Segments everything if there is no other prompt: whatever is at each point of a grid over the image.\n"
+        "The number of points on each side of the grid, up to 64. For example: 32. More points find smaller things,\n"
+        "and take longer. 0: off."
+    ),
     "confidence_threshold": (
         "0 to 1, for text and example boxes: keeps instances with a score above this.\n"
         "A lower threshold finds more, a higher one makes fewer mistakes. Changing it is fast."
@@ -77,32 +83,36 @@ _HELP = {
     ),
     "cuda": "Run on the GPU.",
     "iou_threshold": (
-        "0 to 1, for text and example boxes: if two masks overlap more than this, keeps only the one with the\n"
-        "higher score. 1 keeps all; 0.7 removes duplicates. IoU: intersection over union of the two masks."
+        "0 to 1, not for points and boxes: if two masks overlap more than this, keeps only the one with the higher\n"
+        "score. 1 keeps all; 0.7 removes duplicates. IoU: intersection over union of the two masks."
     ),
     "max_detections": (
-        "For text and example boxes: keeps the instances with the highest scores, at most this many. 0 keeps all."
+        "Not for points and boxes: keeps the instances with the highest scores, at most this many. 0 keeps all."
     ),
-    "min_area_percent": (
-        "For text and example boxes: drops instances that cover less than this percentage of the image."
+    "min_area_percent": "Not for points and boxes: drops instances that cover less than this percentage of the image.",
+    "max_area_percent": "Not for points and boxes: drops instances that cover more than this percentage of the image.",
+    "predicted_iou_threshold": (
+        "0 to 1, to segment everything: drops masks whose quality (IoU) the network itself estimates to be lower."
     ),
-    "max_area_percent": (
-        "For text and example boxes: drops instances that cover more than this percentage of the image."
+    "stability_score_threshold": (
+        "0 to 1, to segment everything: drops masks whose edge is uncertain: that change more than this when the\n"
+        "network's output is cut off a little higher or lower."
     ),
     "tile_size": (
-        "For small things in large images: side of square tiles in pixels, 64 or more. Text and example boxes are\n"
-        "looked for in each tile and in the whole image; points and boxes are segmented in a window of this size.\n"
+        "For small things in large images: side of square tiles in pixels, 64 or more. Text, example boxes and\n"
+        "everything are looked for in each tile and in the whole image; points and boxes are segmented in a window\n"
+        "of this size.\n"
         "Slower: each tile takes as long as an image. 0 uses no tiles."
     ),
     "tile_overlap": (
-        "0 to 0.9, for text and example boxes: the least share of a tile that it has in common with the next."
+        "0 to 0.9, not for points and boxes: the least share of a tile that it has in common with the next."
     ),
     "min_region_percent": (
         "Removes stray pixels: drops parts of a mask that are smaller than this percentage of its area, and fills\n"
         "holes that are smaller. The largest part always stays. 0 changes nothing."
     ),
     "mask_output": (
-        "For text and example boxes: what the pixel values of the mask number.\n"
+        "Not for points and boxes: what the pixel values of the mask number.\n"
         "instances: every instance has its own value. classes: all instances of a phrase have the same."
     ),
     "input_size_percent": (
@@ -196,6 +206,15 @@ class InferSegmentAnything3Widget(core.CWorkflowTaskWidget):
             edit.home(False)  # show the beginning of a long text
             self._add_row(grid, name, label, edit, edit.text)
             edit.textChanged.connect(self._show_messages)
+        side = QSpinBox(
+            minimum=0,
+            maximum=MOST_POINTS_PER_SIDE,
+            value=settings.points_per_side,
+            specialValueText="off",
+            suffix=" points a side",
+        )
+        self._add_number(grid, "points_per_side", "Segment everything", side)
+        side.valueChanged.connect(self._show_messages)
         return grid
 
     def _result_fields(self) -> QGridLayout:
@@ -228,6 +247,11 @@ class InferSegmentAnything3Widget(core.CWorkflowTaskWidget):
             field = Percentage(value)
             self._add_number(grid, name, label, field)
             field.valueChanged.connect(self._show_messages)
+        for name, label, share in (
+            ("predicted_iou_threshold", "Predicted IoU", settings.predicted_iou_threshold),
+            ("stability_score_threshold", "Stability score", settings.stability_score_threshold),
+        ):
+            self._add_number(grid, name, label, Fraction(share))
         numbered = QComboBox()
         numbered.addItems(MASK_OUTPUTS)
         numbered.setCurrentText(settings.mask_output)
@@ -301,7 +325,7 @@ class InferSegmentAnything3Widget(core.CWorkflowTaskWidget):
     def _show_messages(self) -> None:
         """Explain below its field what a run would refuse, with a red border, or would ignore."""
         settings = self.parameters.settings.updated(self._read())
-        errors, notes = settings.errors(), settings.prompt_strings.notes()
+        errors, notes = settings.errors(), settings.notes()
         is_dark = QApplication.palette().window().color().lightness() < 128
         for name, message in self._messages.items():
             text = errors.get(name) or notes.get(name, "")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.engine_rows import encoding_rows, prompt_rows, tile_row
+from benchmarks.engine_rows import encoding_rows, everything_row, prompt_rows, tile_row
 from benchmarks.report import HEADER, Row, circumstances
 from benchmarks.setup import HEIGHT, WIDTH, Setup
 from sam3_engine.random_weights import SMALL, write_random_checkpoint
@@ -84,13 +84,22 @@ def _measured(setup: Setup, runs: int) -> Iterator[Row]:
     yield from encoding_rows(setup)
     yield tile_row(setup)
     yield from prompt_rows(setup)
+    yield everything_row(setup)
     if setup.device.type == "cpu":
-        from benchmarks.plugin_rows import long_series_rows, memory_rows, outside_rows, reuse_rows, tile_memory_row
+        from benchmarks.plugin_rows import (
+            everything_memory_row,
+            long_series_rows,
+            memory_rows,
+            outside_rows,
+            reuse_rows,
+            tile_memory_row,
+        )
 
         yield from reuse_rows(setup)
         yield from outside_rows(setup)
         yield from memory_rows(setup)
         yield tile_memory_row(setup)
+        yield everything_memory_row(setup)
         yield from long_series_rows(runs)
 
 

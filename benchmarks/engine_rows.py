@@ -13,15 +13,16 @@ import numpy as np
 import torch
 
 from benchmarks.report import Row, in_megabytes, in_seconds
-from benchmarks.setup import BOX, POINT, Setup
+from benchmarks.setup import BOX, EVERYTHING_SIDE, POINT, Setup
 from benchmarks.timing import in_turn, last_line_of, seconds_of
 from sam3_engine.options import Options
 from sam3_engine.predictor import Predictor
-from sam3_engine.prompts import ConceptPrompt
+from sam3_engine.prompts import ConceptPrompt, EverythingPrompt
 from sam3_engine.tiling import tile_image
 from testbed.direct_use import DirectUse
 
 _PROMPTS = 5  # repetitions of a prompt
+_SINGLE_POINTS = 16  # of the grid of points, to measure how long one takes
 
 
 def encoding_rows(setup: Setup) -> Iterator[Row]:
@@ -76,6 +77,34 @@ def tile_row(setup: Setup) -> Row:
         "encode and phrase for each",
         seconds["one_by_one"],
         1.05,
+    )
+
+
+def everything_row(setup: Setup) -> Row:
+    """Compare segmenting everything with asking for its points one by one, of which a few are measured."""
+    image, direct = setup.image, setup.direct(setup.image)
+    side = EVERYTHING_SIDE if setup.full_size else 8
+    embedding = setup.predictor.encode_image(image)
+    height, width = image.shape[:2]
+    points = [(x * width, y * height) for row in EverythingPrompt(side).rows for x, y in row]
+    some = itertools.cycle(points[:: len(points) // _SINGLE_POINTS])
+
+    def ask_one_by_one() -> None:
+        for _ in range(_SINGLE_POINTS):
+            direct.geometry(True, point_coords=np.array([next(some)]), point_labels=np.array([1]))
+
+    setup.predictor.segment(embedding, EverythingPrompt(1))  # reads the weights from the file
+    seconds = in_turn(
+        setup.repeat,
+        everything=lambda: setup.predictor.segment(embedding, EverythingPrompt(side)),
+        one_by_one=ask_one_by_one,
+    )
+    return Row.within(
+        f"segment everything by {len(points):,} points, on an encoded image",
+        seconds["everything"],
+        f"as many calls of `predict_inst`, from {_SINGLE_POINTS}",
+        seconds["one_by_one"] * len(points) / _SINGLE_POINTS,
+        0.5,
     )
 
 

@@ -16,7 +16,7 @@ from ikomia.dataprocess.workflow import Workflow
 
 from benchmarks.discs import answering_discs, discs
 from benchmarks.report import Row, in_megabytes, in_seconds
-from benchmarks.setup import BOX, HEIGHT, POINT, WIDTH, Setup
+from benchmarks.setup import BOX, EVERYTHING_SIDE, HEIGHT, POINT, WIDTH, Setup
 from benchmarks.soak import Soaked
 from benchmarks.timing import in_turn, last_line_of, seconds_of, watching
 from sam3_engine.nms import drop_duplicates
@@ -167,6 +167,20 @@ def tile_memory_row(setup: Setup) -> Row:
         f"{more / 1e6:+,.0f} MB",
         "< +500 MB",
         more < 500e6,
+    )
+
+
+def everything_memory_row(setup: Setup) -> Row:
+    """Measure how much memory it takes to segment everything, if all candidates pass the thresholds."""
+    width, height, side = (6000, 4000, EVERYTHING_SIDE) if setup.full_size else (600, 400, 8)
+    grown = int(last_line_of("benchmarks.everything_memory", setup.checkpoint, width, height, side))
+    return Row(
+        f"peak memory, segment everything by {side**2:,} points, {width}×{height}",
+        in_megabytes(grown),
+        "the embedding alone",
+        f"{grown / 1e6:+,.0f} MB",
+        "< +1,000 MB",
+        grown < 1e9,
     )
 
 

@@ -22,6 +22,7 @@ from testbed.scenes import draw_scene
 WIDTH, HEIGHT = 1800, 1200
 POINT = (520.0, 375.0)
 BOX = (425.0, 600.0, 700.0, 875.0)
+EVERYTHING_SIDE = 32  # points
 
 
 class User(Protocol):

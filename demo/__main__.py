@@ -24,10 +24,10 @@ import PIL.Image
 
 from sam3_engine.errors import ImageError, message_of, quote
 from sam3_engine.fitting import fit_prompt
-from sam3_engine.prompts import ConceptPrompt, GeometricPrompt, Prompt
+from sam3_engine.prompts import ConceptPrompt, EverythingPrompt, GeometricPrompt, Prompt
 from sam3_engine.settings import Settings
 from testbed.plugin import Plugin, log_levels
-from testbed.scenes import COLORS, KINDS, Region, Scene, draw_scene, iou, plural
+from testbed.scenes import COLORS, KINDS, Region, Scene, Shape, draw_scene, iou, plural
 
 from . import pictures
 
@@ -35,6 +35,8 @@ OUTPUT = Path(__file__).resolve().parent / "output"
 SHAPES_NETWORK = Path(__file__).resolve().parent / "sam3_shapes.pt"
 GATED_WEIGHTS = "facebook/sam3"
 SCENE_SEED, SCENE_SIZE = 7946, (480, 360)  # has two shapes that are alike, and one with a dot
+# the shapes network's masks are coarse, so those of small shapes have a low stability score: see docs/everything.md
+SHAPES_STABILITY = 0.75
 SHEET_COLUMNS, SHEET_CELL = 4, (480, 960)  # maximum width and height of a cell
 
 SHAPES_NOTICE = f"""\
@@ -55,7 +57,9 @@ PROMPT_OPTIONS = {
     "box": ("input_box", "[[x1, y1, x2, y2], ...] in pixels"),
     "box_label": ("input_box_label", "[1, 0, ...], turns boxes into examples: 1 positive, 0 negative"),
     "multimask": ("multimask_output", "True: three candidate masks per object"),
+    "points_per_side": ("points_per_side", "segment everything, by a grid of this many points on each side"),
 }
+GIVING = {"text", "point", "box", "points_per_side"}  # say what to segment
 OTHER_OPTIONS = {
     "threshold": ("confidence_threshold", "keep instances of a text with a score above this; 0.5 by default"),
     "tile_size": ("tile_size", "side of square tiles in pixels, for small things in large images"),
@@ -128,8 +132,11 @@ def main() -> None:
         help=f"weight file, or {GATED_WEIGHTS} for SAM 3's own weights (default: this repository's small network)",
     )
     given = {option: value for option, value in vars(parser.parse_args()).items() if value and value.strip()}
-    if (given.keys() & {"image", *PROMPT_OPTIONS}) and not given.keys() & {"text", "point", "box"}:
-        parser.error("say what to segment: TEXT=, POINT= or BOX= with make; else --text, --point or --box")
+    if (given.keys() & {"image", *PROMPT_OPTIONS}) and not given.keys() & GIVING:
+        parser.error(
+            "say what to segment: TEXT=, POINT=, BOX= or POINTS_PER_SIDE= with make; else --text, --point, --box or "
+            "--points_per_side"
+        )
 
     weights = os.path.expanduser(given.get("weights", SHAPES_NETWORK))
     if os.path.isfile(weights) and filecmp.cmp(weights, SHAPES_NETWORK, shallow=False):
@@ -226,7 +233,16 @@ def requests_about(scene: Scene) -> list[Request]:
             {"input_box": [box], "input_point": [on_dot], "input_point_label": [0]},
             (dotted.ring,),
         ),
+        Request(
+            "everything",
+            {"points_per_side": 32, "stability_score_threshold": SHAPES_STABILITY},
+            tuple(region for shape in scene.shapes for region in _regions(shape)),
+        ),
     ]
+
+
+def _regions(shape: Shape) -> list[Region]:
+    return [shape.whole, shape.dot, shape.ring] if shape.dot else [shape.whole]
 
 
 def _middle(region: Region) -> list[int]:
@@ -304,6 +320,8 @@ def _overlays(image: np.ndarray, request: Request, found: Sequence[Found]) -> li
     height, width = image.shape[:2]
     prompt = request.prompt
     overlays = []
+    if isinstance(prompt, EverythingPrompt):  # parts on top of the whole
+        found = sorted(found, key=lambda one: -np.count_nonzero(one.mask))
     for shown in [[one] for one in found] if request.gives_candidates else [found]:
         picture = image.copy()
         for one in shown:

@@ -33,6 +33,7 @@ COPIES = {
     "box": "box",
     "several_boxes": "three_boxes",
     "box_and_point": "box_background_point",
+    "everything": "everything",
     "panel": "panel_filled",
 }
 

@@ -15,7 +15,7 @@ from typing import Any
 from testbed.plugin import PLUGIN, register_checkout
 
 OUTPUT = Path(__file__).resolve().parent / "output"
-SIZE = 460, 520  # of the pictures, in pixels
+SIZE = 460, 550  # of the pictures, in pixels
 
 FILLED = {
     "input_box": "[[425, 600, 700, 875]]",

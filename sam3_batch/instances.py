@@ -79,7 +79,12 @@ def encode_rle(instance: PackedInstance, height: int, width: int) -> dict[str, A
 
 
 def paint_label_map(
-    instances: Sequence[PackedInstance], height: int, width: int, classes: Sequence[str] | None = None
+    instances: Sequence[PackedInstance],
+    height: int,
+    width: int,
+    classes: Sequence[str] | None = None,
+    *,
+    smallest_on_top: bool = False,
 ) -> np.ndarray:
     """Paint instances into one map: k for the k-th instance or class, 0 for the background.
 
@@ -90,6 +95,7 @@ def paint_label_map(
         height: of the image, in pixels.
         width: of the image, in pixels.
         classes: if given, number these labels instead of the instances. Every label must be one of them.
+        smallest_on_top: where instances overlap, the smaller one wins instead.
 
     Returns:
         (height, width) uint8, or uint16 for more than 255 instances or classes.
@@ -99,8 +105,10 @@ def paint_label_map(
         index + 1 if classes is None else classes.index(instance.label) + 1 for index, instance in enumerate(instances)
     ]
     numbers = np.zeros((height, width), np.uint8 if len(numbered) <= 255 else np.uint16)
-    best_first = sorted(range(len(instances)), key=lambda index: -instances[index].score)
-    for index in reversed(best_first):
+    order = sorted(range(len(instances)), key=lambda index: -instances[index].score)[::-1]
+    if smallest_on_top:
+        order.sort(key=lambda index: -np.count_nonzero(instances[index].mask_in_box()))
+    for index in order:
         numbers[instances[index].window][instances[index].mask_in_box()] = values[index]
     return numbers
 

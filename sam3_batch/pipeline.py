@@ -20,6 +20,7 @@ import pyarrow as pa
 
 import sam3_batch
 import sam3_engine
+from sam3_engine.prompts import EverythingPrompt
 from sam3_engine.settings import Settings
 
 from .dataset import DatasetWriter, recorded_paths
@@ -105,7 +106,15 @@ def segment_folder(
 
     settings = dataclasses.replace(settings, cuda=gpus_per_worker > 0)
     _try_worker(settings, cpus_per_worker, gpus_per_worker)
-    classes = settings.classes(choose_prompt(settings).prompt) if label_maps else None
+    prompt = choose_prompt(settings).prompt
+    encode = functools.partial(
+        encode_rows,
+        output=output,
+        label_maps=label_maps,
+        overlays=overlays,
+        classes=settings.classes(prompt),
+        smallest_on_top=isinstance(prompt, EverythingPrompt),
+    )
     rows = (
         _read_paths(paths, workers[1])
         .map_batches(
@@ -125,7 +134,7 @@ def segment_folder(
             num_gpus=gpus_per_worker,
         )
         .map_batches(
-            functools.partial(encode_rows, output=output, label_maps=label_maps, overlays=overlays, classes=classes),
+            encode,
             batch_format="pyarrow",
             batch_size=None,
             num_cpus=_CPUS_PER_TASK,

@@ -62,7 +62,7 @@ def choose_prompt(settings: Settings) -> ChosenPrompt:
     """
     prompt = settings.prompt()
     if prompt is None:
-        raise ValueError("nothing to segment: set --input_text, --input_box or --input_point")
+        raise ValueError("nothing to segment: set --input_text, --input_box, --input_point or --points_per_side")
     return prompt
 
 
@@ -150,7 +150,13 @@ def _pack(segments: Sequence[Segment]) -> list[dict[str, Any]]:
 
 
 def encode_rows(
-    segmented: pa.Table, output: Folder, *, label_maps: bool, overlays: bool, classes: Sequence[str] | None = None
+    segmented: pa.Table,
+    output: Folder,
+    *,
+    label_maps: bool,
+    overlays: bool,
+    classes: Sequence[str] | None = None,
+    smallest_on_top: bool = False,
 ) -> pa.Table:
     """Encode the masks of segmented images, and write PNG files if requested.
 
@@ -160,6 +166,7 @@ def encode_rows(
         label_maps: whether to write label maps to ``label_maps``.
         overlays: whether to write overlays to ``overlays``.
         classes: the labels that label maps number; None: they number the instances.
+        smallest_on_top: in label maps, the smaller one of overlapping instances wins.
 
     Returns:
         The columns of ``DATASET_SCHEMA``.
@@ -175,7 +182,7 @@ def encode_rows(
         height, width = row["height"], row["width"]
         instances = [PackedInstance(**instance) for instance in row["instances"]]
         if label_maps:
-            numbers = paint_label_map(instances, height, width, classes)
+            numbers = paint_label_map(instances, height, width, classes, smallest_on_top=smallest_on_top)
             output.write(f"label_maps/{row['path']}.png", encode_png(numbers))
         if overlays:
             image = _as_image(segmented["pixels"][index], row)

@@ -1,4 +1,4 @@
-"""SAM 3 image segmentation by phrases, example boxes, points and boxes.
+"""SAM 3 image segmentation by phrases, example boxes, points and boxes, or of everything.
 
     from sam3_engine import ConceptPrompt, Options, open_predictor
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .image_files import read_image
     from .options import Options
     from .predictor import Predictor, open_predictor
-    from .prompts import ConceptPrompt, GeometricPrompt
+    from .prompts import ConceptPrompt, EverythingPrompt, GeometricPrompt
     from .segments import Segment, label_map, masks_of
 
 __version__ = "1.0.0"
@@ -28,6 +28,7 @@ _MODULES = {
     "CheckpointError": "errors",
     "ConceptPrompt": "prompts",
     "DeviceMemoryError": "errors",
+    "EverythingPrompt": "prompts",
     "GeometricPrompt": "prompts",
     "ImageEmbedding": "embedding",
     "ImageError": "errors",
@@ -47,6 +48,7 @@ __all__ = [
     "CheckpointError",
     "ConceptPrompt",
     "DeviceMemoryError",
+    "EverythingPrompt",
     "GeometricPrompt",
     "ImageEmbedding",
     "ImageError",

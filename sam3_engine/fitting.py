@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from .errors import PromptError, quote
-from .prompts import Box, ConceptPrompt, GeometricPrompt, Point, Prompt, in_brackets
+from .prompts import Box, ConceptPrompt, EverythingPrompt, GeometricPrompt, Point, Prompt, in_brackets
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +58,11 @@ def fit_prompt(prompt: Prompt | FittedPrompt, width: int, height: int) -> Fitted
             fitted = f"{prompt.width}x{prompt.height}"
             raise ValueError(f"The prompt was fitted to an image of {fitted} pixels, not {width}x{height}.")
         return prompt
+    if isinstance(prompt, EverythingPrompt):
+        return FittedPrompt(prompt, width, height)
     if not isinstance(prompt, ConceptPrompt | GeometricPrompt):
-        raise TypeError(f"prompt = {prompt!r}: expected a ConceptPrompt or a GeometricPrompt")
+        expected = "expected a ConceptPrompt, a GeometricPrompt or an EverythingPrompt"
+        raise TypeError(f"prompt = {prompt!r}: {expected}")
     if isinstance(prompt, GeometricPrompt):
         for x, y in prompt.points:
             if not (0 <= x < width and 0 <= y < height):

@@ -178,23 +178,27 @@ def _continues(crop: MaskCrop, view: View, image: Window) -> bool:
 
 def _groups(views: Sequence[View]) -> list[list[View]]:
     """Return the views of each object of the tiles."""
-    parents = list(range(len(views)))
-
-    def root(index: int) -> int:
-        while parents[index] != index:
-            index = parents[index] = parents[parents[index]]
-        return index
-
-    for index, other in _same_in_strip(views):
-        parents[root(index)] = root(other)
-    groups: dict[int, list[View]] = {}
-    for index, view in enumerate(views):
-        groups.setdefault(root(index), []).append(view)
-    return list(groups.values())
+    groups = [[index] for index in range(len(views))]  # of each view; views of one group share the list
+    for _, index, other_index in sorted(_same_in_strip(views), reverse=True):
+        group, other = groups[index], groups[other_index]
+        if group is other or any(_are_two(views[one], views[another]) for one in group for another in other):
+            continue
+        group += other
+        for member in other:
+            groups[member] = group
+    return [[views[member] for member in group] for index, group in enumerate(groups) if group[0] == index]
 
 
-def _same_in_strip(views: Sequence[View]) -> Iterator[tuple[int, int]]:
-    """Yield the pairs of views of different tiles whose masks agree where both tiles look."""
+def _are_two(view: View, other: View) -> bool:
+    """Return whether a tile shows a whole and its part, which are two objects even if both agree with a third view."""
+    if view.window != other.window:
+        return False
+    covered = view.crop.intersection(other.crop) >= _FRAGMENT * min(view.crop.area, other.crop.area)
+    return covered and view.crop.iou(other.crop) < _SAME
+
+
+def _same_in_strip(views: Sequence[View]) -> Iterator[tuple[float, int, int]]:
+    """Yield the IoU in the strip, and the indices, of views of two tiles whose masks agree where both tiles look."""
     boxes = np.array([view.crop.box for view in views]).reshape(-1, 4)
     for index, view in enumerate(views):
         overlapping = (boxes[:index, :2] < boxes[index, 2:]).all(axis=1) & (boxes[:index, 2:] > boxes[index, :2]).all(
@@ -207,8 +211,8 @@ def _same_in_strip(views: Sequence[View]) -> Iterator[tuple[int, int]]:
                 continue
             both = view.crop.intersection(other.crop)
             union = np.count_nonzero(view.crop.inside(strip)) + np.count_nonzero(other.crop.inside(strip)) - both
-            if both >= _SAME * union:
-                yield index, other_index
+            if both and both >= _SAME * union:
+                yield both / union, index, other_index
 
 
 def _merge(views: Sequence[View], image: Window) -> MaskCrop:

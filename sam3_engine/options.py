@@ -16,19 +16,22 @@ class Options:
 
     Attributes:
         confidence_threshold: 0..1, concepts only; keep instances that score strictly above it.
-        iou_threshold: 0..1, concepts only; of two instances whose mask IoU exceeds it, keep the one with the
-            higher score.
-        max_detections: concepts only; keep the instances with the highest scores, at most this many over all phrases.
-            0 keeps all.
-        min_area_percent, max_area_percent: 0..100, concepts only; share of the image that a mask covers at source size.
-            Drop instances whose mask covers less or more.
+        iou_threshold: 0..1, not for points and boxes; of two instances whose mask IoU exceeds it, keep the one with
+            the higher score. To segment everything, at most 0.7 is used.
+        max_detections: not for points and boxes; keep the instances with the highest scores, at most this many over all
+            phrases. 0 keeps all.
+        min_area_percent, max_area_percent: 0..100, not for points and boxes; share of the image that a mask covers at
+            source size. Drop instances whose mask covers less or more.
         multimask: points and boxes only; return three candidates per object instead of one.
         size_percent: 1..100, shrink the image to this size before the image encoder.
         min_region_percent: 0..100, share of a mask's area; drop connected parts of the mask that are smaller, and fill
             holes that are smaller. The largest part always stays.
-        tile_size: side of square tiles in source pixels, at least 64; look for concepts in each tile and in the whole
-            image, and segment points and boxes in a window of this size around them. 0 uses no tiles.
-        tile_overlap: 0..0.9, concepts only; the least share of a tile that it has in common with the next.
+        tile_size: side of square tiles in source pixels, at least 64; look for concepts, or everything, in each tile
+            and in the whole image, and segment points and boxes in a window of this size around them. 0 uses no tiles.
+        tile_overlap: 0..0.9, not for points and boxes; the least share of a tile that it has in common with the next.
+        predicted_iou_threshold: 0..1, segment everything only; drop masks whose IoU the network estimates to be lower.
+        stability_score_threshold: 0..1, segment everything only; drop masks with a lower stability score: the IoU of
+            the masks that result if the logits are cut off at +1 and at -1 instead of at 0.
 
     Raises:
         ValueError: a value is out of range, or no area is within the limits.
@@ -44,9 +47,16 @@ class Options:
     min_region_percent: float = 0.0
     tile_size: int = 0
     tile_overlap: float = 0.2
+    predicted_iou_threshold: float = 0.7
+    stability_score_threshold: float = 0.9
 
     def __post_init__(self) -> None:
-        for name in ("confidence_threshold", "iou_threshold"):
+        for name in (
+            "confidence_threshold",
+            "iou_threshold",
+            "predicted_iou_threshold",
+            "stability_score_threshold",
+        ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} = {getattr(self, name)!r}: expected a number from 0 to 1.")
         if not self.max_detections >= 0:

@@ -5,6 +5,7 @@ Importing this module imports torch and sam3.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import weakref
@@ -23,12 +24,13 @@ from .detector import Detector
 from .devices import choose_device, cuda_present
 from .embedding import CACHED_DETECTIONS, Detections, ImageEmbedding
 from .errors import CheckpointError, PromptError
+from .everything import find_everything, select_everything
 from .fitting import FittedPrompt, fit_prompt, warn_of_fractions
 from .images import as_rgb8, content_digest, pixels_of
 from .lru_cache import LRUCache
 from .model import Model, NotFiniteError
 from .options import DEFAULTS, Options, check_size_percent
-from .prompts import ConceptPrompt, GeometricPrompt, Prompt, in_brackets
+from .prompts import ConceptPrompt, EverythingPrompt, GeometricPrompt, Prompt, in_brackets
 from .segments import Segment
 from .shared_models import is_shared, shared_model
 from .weights import find_checkpoint
@@ -47,8 +49,6 @@ _MAX_INPUT_SIZE = 4096
 # 4 * (32 * (2 * ceil(width / size) + 1) + 33 * (2 * ceil(height / size) + 1)) bytes. It refuses to use more than the
 # 48 KB that every GPU has, from a sum of both ratios of 184 on. At 128 it takes at most 34,308 bytes.
 _MAX_SHRINKING_ON_CUDA = 128
-# what makes a prompt: of points and boxes, of concepts
-_GIVING = {False: ("boxes", "points"), True: ("phrases", "boxes")}
 
 
 def _do_nothing() -> None:
@@ -148,8 +148,9 @@ class Predictor:
         *,
         on_encoded: Callable[[], None] = _do_nothing,
         on_step: Callable[[], None] = _do_nothing,
+        on_row: Callable[[], None] = _do_nothing,
     ) -> list[Segment]:
-        """Segment what a prompt names, shows or outlines in an image.
+        """Segment what a prompt names, shows or outlines in an image, or everything.
 
         The prompt is checked against the image before the image encoder runs. The embeddings of the last images are
         cached.
@@ -158,8 +159,10 @@ class Predictor:
             image: (H, W) or (H, W, channels) array as :func:`~.images.as_rgb8` takes it, or a PIL image.
             prompt: in pixels of ``image``.
             options: thresholds, number of candidates, image size, tiles.
-            on_encoded: called when the image is encoded; with tiles and concepts, when each tile and the image is.
+            on_encoded: called when the image is encoded; with tiles, but not for points and boxes, when each tile and
+                the image is.
             on_step: called before the image encoder, then as in :meth:`segment`. Raise an exception in it to stop.
+            on_row: called after each row of points when everything is segmented; with tiles, in each tile.
 
         Returns:
             See :meth:`segment`.
@@ -177,12 +180,15 @@ class Predictor:
             windows = ImageWindows(self, rgb, options, on_encoded, on_step)
             if isinstance(fitted.prompt, GeometricPrompt):
                 return windows.outline(fitted.prompt)
+            if isinstance(fitted.prompt, EverythingPrompt):
+                assert self._click_head is not None
+                return windows.find_everything(self._click_head, fitted.prompt, on_row)
             assert self._detector is not None
             return windows.find(self._detector, fitted.prompt)
         on_step()
         return self.answer(
             lambda: self.encode_image(rgb, options.size_percent),
-            lambda embedding: self.segment(embedding, fitted, options, on_step=on_step),
+            lambda embedding: self.segment(embedding, fitted, options, on_step=on_step, on_row=on_row),
             on_encoded,
         )
 
@@ -216,21 +222,24 @@ class Predictor:
         options: Options = DEFAULTS,
         *,
         on_step: Callable[[], None] = _do_nothing,
+        on_row: Callable[[], None] = _do_nothing,
     ) -> list[Segment]:
-        """Segment what a prompt names, shows or outlines.
+        """Segment what a prompt names, shows or outlines, or everything.
 
         Args:
             embedding: of :meth:`encode_image` by the same model at the same input size.
             prompt: in pixels of the source image.
             options: thresholds and number of candidates; ``size_percent`` and ``tile_size`` are ignored, because they
                 concern the image.
-            on_step: called before each phrase, or before each pass of up to 16 boxes. Raise an exception in it to
-                stop: the predictor stays usable, and the answers so far stay cached. Keep it short, because other
-                threads wait for the model meanwhile.
+            on_step: called before each phrase, or before each pass of up to 16 boxes or 64 points of a grid. Raise an
+                exception in it to stop: the predictor stays usable, and the answers so far stay cached. Keep it short,
+                because other threads wait for the model meanwhile.
+            on_row: called after each row of points when everything is segmented.
 
         Returns:
             Concepts: the instances, phrase by phrase, each by descending score. Points and boxes: one segment per
-            object in the order of the boxes, or three candidates each, by descending score.
+            object in the order of the boxes, or three candidates each, by descending score. Everything: what was found,
+            by descending score.
 
         Raises:
             PromptError: the prompt does not fit the image, or the checkpoint lacks the head that answers it.
@@ -248,6 +257,12 @@ class Predictor:
                 f"{self.resolution}."
             )
         fitted = self._fit(prompt, embedding.width, embedding.height)
+        if isinstance(fitted.prompt, EverythingPrompt):
+            assert self._click_head is not None
+            # one pass at a time: other threads need not wait for all of them
+            run = functools.partial(self.ask, embedding)
+            found = find_everything(self._click_head, embedding, fitted.prompt, options, run, on_step, on_row)
+            return select_everything(found, options)
         head = self._detector if isinstance(fitted.prompt, ConceptPrompt) else self._click_head
         assert head is not None
         return self.ask(embedding, lambda: head.segment(embedding, fitted, options, on_step))
@@ -315,11 +330,7 @@ class Predictor:
         architecture = self.model.architecture
         if architecture.detector if is_concept else architecture.click_head:
             return
-        argument, given = next((name, given) for name in _GIVING[is_concept] if (given := getattr(prompt, name)))
-        if argument == "phrases":
-            value = given[0] if len(given) == 1 else list(given)
-        else:
-            value = f"[{', '.join(map(in_brackets, given))}]"
+        argument, value = _given(prompt)
         answered = "points and boxes" if is_concept else "phrases and example boxes (boxes with labels)"
         raise PromptError(
             argument,
@@ -372,6 +383,17 @@ class _NotFiniteEmbeddingError(ValueError):
             f"The embedding was made in {name} and contains NaN or infinity. Encode the image again: the model runs in "
             "float32 from now on."
         )
+
+
+def _given(prompt: Prompt) -> tuple[str, object]:
+    """Return the argument that makes a prompt, and its value as users type it."""
+    if isinstance(prompt, EverythingPrompt):
+        return "points_per_side", prompt.points_per_side
+    if isinstance(prompt, ConceptPrompt) and prompt.phrases:
+        return "phrases", prompt.phrases[0] if len(prompt.phrases) == 1 else list(prompt.phrases)
+    if isinstance(prompt, ConceptPrompt) or prompt.boxes:
+        return "boxes", f"[{', '.join(map(in_brackets, prompt.boxes))}]"
+    return "points", f"[{', '.join(map(in_brackets, prompt.points))}]"
 
 
 def _as_rgb8(image: np.ndarray | PIL.Image.Image) -> np.ndarray:

@@ -51,6 +51,7 @@ _TYPED = {
     "box_labels": "input_box_label",
     "points": "input_point",
     "point_labels": "input_point_label",
+    "points_per_side": "points_per_side",
 }
 _DRAWN = {**_TYPED, "boxes": "drawn rectangle", "points": "drawn point", "categories": "drawn rectangle"}
 _OUTRANKED = ("input_box", "input_point", "drawn graphics", "drawn points")  # by concepts
@@ -197,6 +198,17 @@ class PromptStrings:
             *(["input_point_label (no points)"] if not points and not is_blank(self.input_point_label) else []),
         )
 
+    def warn_of_labels(self, *, points: bool) -> tuple[str, ...]:
+        """Warn of labels for which there are no boxes or points, and return them.
+
+        Args:
+            points: whether there are points that ``input_point_label`` labels.
+        """
+        unused = self.labels_without_use(points=points)
+        if unused:
+            logger.warning("Ignored: %s.", ", ".join(unused))
+        return unused
+
     def count_objects(self) -> int | None:
         """Return how many single objects the typed boxes and points mark, before they are checked.
 
@@ -293,7 +305,7 @@ class PromptStrings:
         if len(boxes) > 1 and not is_blank(self.input_point):
             _warn_of_refining(boxes)
             unused.append("input_point")
-        unused += self._warn_of_labels(points=bool(points) or "input_point" in unused)
+        unused += self.warn_of_labels(points=bool(points) or "input_point" in unused)
         prompt = self._geometric_prompt(boxes, points, labels)
         return ChosenPrompt(prompt, unused=tuple(unused)) if prompt else None
 
@@ -315,17 +327,10 @@ class PromptStrings:
         if len(boxes) > 1 and drawing.points:
             _warn_of_refining(boxes)
             unused.append("drawn points")
-        unused += self._warn_of_labels(points=bool(drawing.points))
+        unused += self.warn_of_labels(points=bool(drawing.points))
         categories = _compress(drawing.categories, drawing.usable_rectangles)
         prompt = self._geometric_prompt(boxes, points, labels, categories, drawn=True)
         return ChosenPrompt(prompt, True, tuple(unused)) if prompt else None
-
-    def _warn_of_labels(self, *, points: bool) -> tuple[str, ...]:
-        """Warn of labels without boxes or points, and return them."""
-        unused = self.labels_without_use(points=points)
-        if unused:
-            logger.warning("Ignored: %s.", ", ".join(unused))
-        return unused
 
     def _box_labels(self, boxes: int) -> tuple[int, ...]:
         """Return one label per box; if there are no boxes, the labels may be invalid."""

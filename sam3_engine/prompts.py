@@ -27,6 +27,8 @@ NEGATIVE = 0
 
 UNNAMED = "object"  # the label of segments that neither a phrase nor a category names
 
+MOST_POINTS_PER_SIDE = 64
+
 PHRASES_EXPECTED = 'expected a noun phrase, or a list of noun phrases ["shoe", "person"]'
 THRESHOLDS_EXPECTED = 'expected a number from 0 to 1 for each noun phrase, {"shoe": 0.3, "person": 0.6}'
 BOXES_EXPECTED = "expected a list of boxes [[x1, y1, x2, y2], ...] in pixels, with x1 < x2 and y1 < y2"
@@ -132,7 +134,44 @@ class GeometricPrompt:
         return tuple(dict.fromkeys(self.labels))
 
 
-Prompt = ConceptPrompt | GeometricPrompt
+@dataclass(frozen=True)
+class EverythingPrompt:
+    """Segment everything: whatever is at each point of a grid that covers the image.
+
+    Attributes:
+        points_per_side: 1..64, the number of rows of the grid, and of points in a row.
+
+    Raises:
+        PromptError: it is not a whole number from 1 to 64.
+    """
+
+    points_per_side: int = 32
+
+    def __post_init__(self) -> None:
+        side = to_plain(self.points_per_side)
+        if not (is_finite(side) and side == int(side) and 1 <= side <= MOST_POINTS_PER_SIDE):
+            reason = f"expected a whole number from 1 to {MOST_POINTS_PER_SIDE}"
+            raise PromptError("points_per_side", side, reason)
+        _set(self, points_per_side=int(side))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The label of all segments, "object"."""
+        return (UNNAMED,)
+
+    @property
+    def boxes(self) -> tuple[Box, ...]:
+        """The boxes, of which this prompt has none."""
+        return ()
+
+    @property
+    def rows(self) -> tuple[tuple[Point, ...], ...]:
+        """The points of each row of the grid, as fractions of the image's width and height."""
+        steps = [(step + 0.5) / self.points_per_side for step in range(self.points_per_side)]
+        return tuple(tuple((x, y) for x in steps) for y in steps)
+
+
+Prompt = ConceptPrompt | GeometricPrompt | EverythingPrompt
 
 
 def is_label(value: object) -> bool:

@@ -53,8 +53,7 @@ def remove_small_regions(segments: Sequence[Segment], min_percent: float) -> lis
         changed = np.flatnonzero(flipped.any(axis=(1, 2)))
         on_device = torch.from_numpy(flipped[changed]).to(logits_of_block[0].device)
         for index, flip in zip(changed.tolist(), on_device, strict=True):
-            logits = _flip_sign(logits_of_block[index], flip)
-            cleaned[start + index] = dataclasses.replace(block[index], mask_logits=logits)
+            cleaned[start + index] = _with_logits(block[index], _flip_sign(logits_of_block[index], flip))
     return cleaned
 
 
@@ -89,6 +88,29 @@ def fill_small_holes(mask_logits: np.ndarray, max_area: int) -> np.ndarray:
         if is_hole.any():
             logits[is_hole[regions]] = _FILLED_LOGIT
     return filled
+
+
+def fill_holes(segments: Sequence[Segment], max_area: int) -> list[Segment]:
+    """Fill the holes of segments, see :func:`fill_small_holes`.
+
+    Args:
+        segments: with ``mask_logits``, all of the same image and network.
+        max_area: of the largest hole to fill, in logits. 0 fills nothing.
+    """
+    if max_area <= 0:
+        return list(segments)
+    filled: list[Segment] = []
+    for start in range(0, len(segments), _BLOCK_SIZE):
+        block = segments[start : start + _BLOCK_SIZE]
+        # all masks at once, as in remove_small_regions
+        stacked = torch.stack(logits_of(block))
+        without_holes = torch.from_numpy(fill_small_holes(stacked.cpu().numpy(), max_area)).to(stacked.device)
+        filled += map(_with_logits, block, without_holes)
+    return filled
+
+
+def _with_logits(segment: Segment, mask_logits: torch.Tensor) -> Segment:
+    return dataclasses.replace(segment, mask_logits=mask_logits)
 
 
 def _flip_sign(logits: torch.Tensor, where: torch.Tensor) -> torch.Tensor:

@@ -62,7 +62,14 @@ class Segment:
         return self.detected_box or bounding_box(self.mask)
 
 
-def label_map(segments: Sequence[Segment], width: int, height: int, classes: Sequence[str] | None = None) -> np.ndarray:
+def label_map(
+    segments: Sequence[Segment],
+    width: int,
+    height: int,
+    classes: Sequence[str] | None = None,
+    *,
+    smallest_on_top: bool = False,
+) -> np.ndarray:
     """Paint segments into one map: pixel value k for the k-th segment or class, 0 for background.
 
     Where segments overlap the higher score wins, of equal scores the earlier. Painting happens on the device of the
@@ -73,6 +80,7 @@ def label_map(segments: Sequence[Segment], width: int, height: int, classes: Seq
         width: of the source image, in pixels.
         height: of the source image, in pixels.
         classes: if given, number these labels instead of the segments. At most 255; every label must be one of them.
+        smallest_on_top: where segments overlap, the smaller one wins instead, so that a part of a whole stays visible.
 
     Returns:
         (height, width) uint8.
@@ -87,7 +95,15 @@ def label_map(segments: Sequence[Segment], width: int, height: int, classes: Seq
     if not segments:
         return np.zeros((height, width), np.uint8)
     values = range(1, len(segments) + 1) if classes is None else _class_numbers(segments, classes)
-    return retry_without_caches(_device_of(segments), lambda: _paint_label_map(segments, values, width, height))
+
+    def paint() -> np.ndarray:
+        order = by_descending_score(segments)[::-1]
+        if smallest_on_top:
+            areas = areas_of(segments)
+            order.sort(key=lambda index: -areas[index])
+        return _paint_label_map(segments, values, order, width, height)
+
+    return retry_without_caches(_device_of(segments), paint)
 
 
 def _class_numbers(segments: Sequence[Segment], classes: Sequence[str]) -> list[int]:
@@ -98,9 +114,11 @@ def _class_numbers(segments: Sequence[Segment], classes: Sequence[str]) -> list[
     return [numbers[segment.label] for segment in segments]
 
 
-def _paint_label_map(segments: Sequence[Segment], values: Sequence[int], width: int, height: int) -> np.ndarray:
+def _paint_label_map(
+    segments: Sequence[Segment], values: Sequence[int], order: Sequence[int], width: int, height: int
+) -> np.ndarray:
+    """Paint segments in an order, each over those before it."""
     painted = torch.zeros((height, width), dtype=torch.uint8, device=_device_of(segments))
-    order = by_descending_score(segments)[::-1]
     masks = _masks_in_place([segments[index] for index in order], width, height)
     for index, (rows, columns, mask) in zip(order, masks, strict=True):
         painted[rows, columns].masked_fill_(mask, values[index])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -13,7 +14,7 @@ from .devices import cuda_present
 from .errors import CheckpointError, PromptError, WeightFileError, WeightsError, quote
 from .options import CANDIDATES, LARGEST_OVERLAP, MAX_LABELS, SMALLEST_TILE, Options
 from .prompt_strings import ChosenPrompt, Drawing, PromptStrings
-from .prompts import ConceptPrompt, Prompt
+from .prompts import MOST_POINTS_PER_SIDE, EverythingPrompt, GeometricPrompt, Prompt
 from .tiling import tile_levels
 from .weights import check_weights
 
@@ -22,7 +23,11 @@ if TYPE_CHECKING:
 
     from .predictor import Predictor
 
+logger = logging.getLogger(__name__)
+
 INSTANCES, CLASSES = MASK_OUTPUTS = ("instances", "classes")  # classes: the phrases
+
+_ANOTHER_PROMPT = "everything is segmented only if there is no other prompt"
 
 
 @dataclass(frozen=True)
@@ -33,23 +38,27 @@ class Settings:
         cuda: run on CUDA if it is available.
         input_size_percent: 1..100, shrink the image to this size before inference.
         confidence_threshold: 0..1, text and example boxes only; keep instances that score strictly above it.
-        iou_threshold: 0..1, text and example boxes only; of two instances whose mask IoU exceeds it, keep the
-            one with the higher score.
-        max_detections: 0 or more, text and example boxes only; keep the instances with the highest scores, at most this
+        iou_threshold: 0..1, not for points and boxes; of two instances whose mask IoU exceeds it, keep the one with
+            the higher score.
+        max_detections: 0 or more, not for points and boxes; keep the instances with the highest scores, at most this
             many over all phrases. 0 keeps all.
-        min_area_percent, max_area_percent: 0..100, text and example boxes only; share of the image that a mask covers.
+        min_area_percent, max_area_percent: 0..100, not for points and boxes; share of the image that a mask covers.
             Drop instances whose mask covers less or more.
         min_region_percent: 0..100, share of a mask's area; drop connected parts of the mask that are smaller, and fill
             holes that are smaller.
-        tile_size: side of square tiles in source pixels, at least 64. Text and example boxes are looked for in each
-            tile and in the whole image; points and boxes are segmented in a window of this size around them. 0 uses no
-            tiles.
-        tile_overlap: 0..0.9, text and example boxes only; the least share of a tile that it has in common with the
-            next.
+        tile_size: side of square tiles in source pixels, at least 64. Text and example boxes are looked for, and
+            everything is segmented, in each tile and in the whole image; points and boxes are segmented in a window of
+            this size around them. 0 uses no tiles.
+        tile_overlap: 0..0.9, not for points and boxes; the least share of a tile that it has in common with the next.
+        points_per_side: 0..64; without any other prompt, segment everything, by a grid of this many points on each
+            side. 0 does not.
+        predicted_iou_threshold: 0..1, segment everything only; drop masks whose IoU the network estimates to be lower.
+        stability_score_threshold: 0..1, segment everything only; drop masks with a lower stability score, see
+            :class:`~.options.Options`.
         input_text, input_box, input_box_label, input_point, input_point_label: the prompt as typed, see
             :class:`~.prompt_strings.PromptStrings`.
         multimask_output: points and boxes only; return three candidate masks per object.
-        mask_output: text and example boxes only; what the pixel values of the mask number, one of :data:`MASK_OUTPUTS`.
+        mask_output: not for points and boxes; what the pixel values of the mask number, one of :data:`MASK_OUTPUTS`.
         instance_output: add an output with every segment as an object: label, score, box and mask.
         model_input_size: side of the network's square input in pixels, 112..2016; 0 for the checkpoint's own size.
         model_weight_file: path of a checkpoint, or its name on Hugging Face, such as ``facebook/sam3.1``; blank for the
@@ -66,6 +75,9 @@ class Settings:
     min_region_percent: float = 0.0
     tile_size: int = 0
     tile_overlap: float = 0.2
+    points_per_side: int = 0
+    predicted_iou_threshold: float = 0.7
+    stability_score_threshold: float = 0.9
     input_text: str = ""
     input_box: str = ""
     input_box_label: str = ""
@@ -104,11 +116,21 @@ class Settings:
         objects = self.prompt_strings.count_objects()
         return None if objects is None else max(1, objects * (CANDIDATES if self.multimask_output else 1))
 
-    def count_windows(self, width: int, height: int) -> int:
-        """Return how many parts of an image a run encodes, as far as that is known: the tiles and the whole image."""
-        if self.tile_size and self.tile_size < max(width, height) and self.prompt_strings.count_objects() == 0:
-            return sum(map(len, tile_levels(width, height, self.tile_size, self.tile_overlap)))
-        return 1
+    def count_steps(self, width: int, height: int, *, drawn: bool = False) -> int:
+        """Return how many steps of progress the predictor reports in a run, as far as that is known.
+
+        These are the image, or with tiles each of them and the image; to segment everything, also each row of points.
+
+        Args:
+            width: of the image, in pixels.
+            height: of the image, in pixels.
+            drawn: whether there are drawn graphics.
+        """
+        objects = self.prompt_strings.count_objects()
+        rows = self.points_per_side if objects is None and not drawn else 0
+        if self.tile_size and self.tile_size < max(width, height) and (objects == 0 or rows):
+            return (1 + rows) * sum(map(len, tile_levels(width, height, self.tile_size, self.tile_overlap)))
+        return 1 + rows
 
     @property
     def options(self) -> Options:
@@ -129,6 +151,8 @@ class Settings:
             min_region_percent=self.min_region_percent,
             tile_size=self.tile_size,
             tile_overlap=self.tile_overlap,
+            predicted_iou_threshold=self.predicted_iou_threshold,
+            stability_score_threshold=self.stability_score_threshold,
         )
 
     def errors(self) -> dict[str, str]:
@@ -144,6 +168,13 @@ class Settings:
             except ValueError as error:
                 errors[name] = str(error)
         return errors
+
+    def notes(self) -> dict[str, str]:
+        """Return why parameters that are set do not take effect, by name, to show before the run."""
+        notes = self.prompt_strings.notes()
+        if self.points_per_side and self.prompt_strings.count_objects() is not None:
+            notes["points_per_side"] = f"Ignored: {_ANOTHER_PROMPT}."
+        return notes
 
     def _check_weights(self) -> None:
         with self.naming_weights():
@@ -186,12 +217,21 @@ class Settings:
             )
 
     def prompt(self, drawing: Drawing | None = None) -> ChosenPrompt | None:
-        """Return the prompt that takes effect, see :meth:`~.prompt_strings.PromptStrings.choose`.
+        """Return the prompt that takes effect, or None if there is nothing to segment.
+
+        If there is no other prompt, see :meth:`~.prompt_strings.PromptStrings.choose`, and ``points_per_side`` is set,
+        everything is segmented.
 
         Raises:
             PromptError: see there; or there are more phrases than ``mask_output`` can number.
         """
         chosen = self.prompt_strings.choose(drawing)
+        if self.points_per_side and chosen is None:
+            unused = self.prompt_strings.warn_of_labels(points=False)
+            return ChosenPrompt(EverythingPrompt(self.points_per_side), unused=unused)
+        if self.points_per_side and chosen is not None:
+            logger.warning("points_per_side = %d: ignored, because %s.", self.points_per_side, _ANOTHER_PROMPT)
+            chosen = replace(chosen, unused=(*chosen.unused, "points_per_side"))
         classes = self.classes(chosen.prompt) if chosen else None
         if classes and len(classes) > MAX_LABELS:
             reason = f"mask_output = '{CLASSES}' can number at most {MAX_LABELS} phrases, not {len(classes)}"
@@ -200,7 +240,7 @@ class Settings:
 
     def classes(self, prompt: Prompt) -> tuple[str, ...] | None:
         """Return what the pixel values of the mask number, from 1 on; None if they number the objects."""
-        return prompt.names if self.mask_output == CLASSES and isinstance(prompt, ConceptPrompt) else None
+        return None if self.mask_output != CLASSES or isinstance(prompt, GeometricPrompt) else prompt.names
 
 
 def _read_bool(name: str, text: str) -> bool:
@@ -253,6 +293,13 @@ def _read_tile_overlap(name: str, text: str) -> float:
     return overlap
 
 
+def _read_points_per_side(name: str, text: str) -> int:
+    points = _read_number(text)
+    if not (0 <= points <= MOST_POINTS_PER_SIDE and points == int(points)):
+        raise ValueError(f"{name} = {quote(text)}: expected a whole number from 0 to {MOST_POINTS_PER_SIDE}.")
+    return int(points)
+
+
 def _read_mask_output(name: str, text: str) -> str:
     choice = text.strip().lower()
     if choice not in MASK_OUTPUTS:
@@ -289,6 +336,9 @@ _READERS: dict[str, Callable[[str, str], Any]] = {
     "min_region_percent": _read_area_percent,
     "tile_size": _read_tile_size,
     "tile_overlap": _read_tile_overlap,
+    "points_per_side": _read_points_per_side,
+    "predicted_iou_threshold": _read_fraction,
+    "stability_score_threshold": _read_fraction,
     "input_text": _read_text,
     "input_box": _read_text,
     "input_box_label": _read_text,

@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from .click_head import ClickHead
 from .detector import Detector, Examples, select_instances
 from .embedding import ImageEmbedding
+from .everything import find_everything, select_everything
 from .fitting import FittedPrompt, fit_prompt
 from .images import content_digest
 from .joining import Joined, View, join, settle
 from .mask_crops import Window
 from .options import CANDIDATES, Options
-from .prompts import Box, ConceptPrompt, GeometricPrompt
+from .prompts import Box, ConceptPrompt, EverythingPrompt, GeometricPrompt
 from .segments import Segment, crop_masks
 from .tiling import tile_levels, windows_around
 
@@ -40,7 +42,7 @@ class ImageWindows:
         rgb: (H, W, 3) uint8.
         options: ``tile_size`` and ``tile_overlap``, and all others.
         on_encoded: called when each tile and the whole image is encoded; for points and boxes, once.
-        on_step: called before each window is encoded, and before each phrase or pass of boxes in it.
+        on_step: called before each window is encoded, and before each phrase or pass of boxes or points in it.
     """
 
     def __init__(
@@ -64,32 +66,39 @@ class ImageWindows:
         return (0, 0, self.width, self.height)
 
     def find(self, detector: Detector, prompt: ConceptPrompt) -> list[Segment]:
-        """Return the instances of a concept prompt, phrase by phrase, each by descending score.
+        """Return the instances of a concept prompt, phrase by phrase, each by descending score."""
+        levels = self._levels()
+        shown = _ShownExamples(self, detector, prompt, levels)
+        crowded: set[str] = set()
 
-        All tiles and the whole image are looked at, see :func:`~.tiling.tile_levels`, then windows around what none of
-        them shows well, see :func:`~.joining.join`.
-        """
-        search = _Search(self, detector, prompt)
-        search.encode_examples()
-        smallest, *larger = (
-            search.look_at(dict.fromkeys(level, prompt.names), self.on_encoded) for level in search.levels
-        )
-        windows = list(itertools.chain.from_iterable(search.levels))
-        joined = {
-            name: join(smallest[name], [view for level in larger for view in level[name]], windows, self.image)
-            for name in prompt.names
-        }
-        for _ in range(_LOOKS):
-            joined = search.look_again(joined)
-        found = {
-            name: [
-                Segment(None, self.width, self.height, view.score, name, crop=view.crop)
-                for view in sorted(joined[name].objects, key=lambda view: -view.score)
-            ]
-            for name in prompt.names
-        }
-        detector.warn_of_limits(prompt, found, search.crowded, self.options)
+        def find_in(window: Window, names: Iterable[str], embedding: ImageEmbedding) -> dict[str, list[Segment]]:
+            examples = shown.in_window(window)
+            found = self.run(
+                embedding, lambda: detector.find(embedding, prompt, names, examples, self.options, self.on_step)
+            )
+            crowded.update(detector.crowded(found))
+            return found
+
+        found = _Search(self, levels, prompt.names, find_in).run()
+        detector.warn_of_limits(prompt, found, crowded, self.options)
         return select_instances([segment for name in prompt.names for segment in found[name]], self.options)
+
+    def find_everything(self, head: ClickHead, prompt: EverythingPrompt, on_row: Callable[[], None]) -> list[Segment]:
+        """Return everything, by descending score; each window has a grid of points of its own.
+
+        ``on_row`` is called after each row of the grid of each tile and of the whole image.
+        """
+        levels = self._levels()
+        counted = {window for level in levels for window in level}
+
+        def find_in(window: Window, names: Iterable[str], embedding: ImageEmbedding) -> dict[str, list[Segment]]:
+            run = functools.partial(self.run, embedding)
+            of_row = on_row if window in counted else lambda: None
+            found = find_everything(head, embedding, prompt, self.options, run, self.on_step, of_row)
+            return dict.fromkeys(names, found)
+
+        (found,) = _Search(self, levels, prompt.names, find_in).run().values()
+        return select_everything(found, self.options)
 
     def outline(self, prompt: GeometricPrompt) -> list[Segment]:
         """Return the objects of a geometric prompt in the order of its boxes, each seen in a window around it."""
@@ -131,85 +140,122 @@ class ImageWindows:
         """Return ``compute()``, which runs a head on an embedding; see :meth:`~.predictor.Predictor.ask`."""
         return self._predictor.ask(embedding, compute)
 
+    def _levels(self) -> list[list[Window]]:
+        return tile_levels(self.width, self.height, self.options.tile_size, self.options.tile_overlap)
+
     def _pixels(self, window: Window) -> np.ndarray:
         x1, y1, x2, y2 = window
         return np.ascontiguousarray(self._rgb[y1:y2, x1:x2])
 
 
-class _Search:
-    """Looks for the concepts of a prompt, window by window.
+class _ShownExamples:
+    """The example boxes of a prompt, as the windows of an image are shown them.
 
-    Attributes:
-        levels: tiles that cover the image, by ascending size.
-        crowded: concepts with as many instances in a window as the network can return.
+    The window that they lie in reads them itself. All others get what the network makes of them there.
     """
 
-    def __init__(self, windows: ImageWindows, detector: Detector, prompt: ConceptPrompt) -> None:
-        self.levels = tile_levels(
-            windows.width, windows.height, windows.options.tile_size, windows.options.tile_overlap
-        )
-        self.crowded: set[str] = set()
+    def __init__(
+        self,
+        windows: ImageWindows,
+        detector: Detector,
+        prompt: ConceptPrompt,
+        levels: Sequence[Sequence[Window]],
+    ) -> None:
+        self._home = _smallest_around(prompt.boxes, levels)
+        boxes = _relative(prompt.boxes, self._home)
+        self._at_home = self._elsewhere = Examples(tuple(zip(boxes, prompt.box_labels, strict=True)))
+        if prompt.boxes:
+            source = windows.key(self._home)
+            self._elsewhere = windows.look(
+                self._home,
+                lambda embedding: windows.run(
+                    embedding, lambda: detector.encode_examples(embedding, prompt, self._at_home, source)
+                ),
+            )
+
+    def in_window(self, window: Window) -> Examples:
+        """Return the examples for a window."""
+        return self._at_home if window == self._home else self._elsewhere
+
+
+class _Search:
+    """Looks for something in all tiles of an image, and in windows around what no tile shows well.
+
+    Args:
+        windows: of the image.
+        levels: tiles that cover the image, by ascending size, see :func:`~.tiling.tile_levels`.
+        names: what to look for.
+        find_in: returns the segments of some of the names in a window, from its embedding, in pixels of the window.
+    """
+
+    def __init__(
+        self,
+        windows: ImageWindows,
+        levels: Sequence[Sequence[Window]],
+        names: Sequence[str],
+        find_in: Callable[[Window, Iterable[str], ImageEmbedding], Mapping[str, Sequence[Segment]]],
+    ) -> None:
         self._windows = windows
-        self._detector = detector
-        self._prompt = prompt
-        self._examples_from = _smallest_around(prompt.boxes, self.levels)
-        boxes = _relative(prompt.boxes, self._examples_from)
-        self._examples = self._shown_elsewhere = Examples(tuple(zip(boxes, prompt.box_labels, strict=True)))
+        self._levels = levels
+        self._names = names
+        self._find_in = find_in
 
-    def encode_examples(self) -> None:
-        """Prepare the example boxes, if there are any, for all windows but the one that they lie in."""
-        if not self._examples.boxes:
-            return
-        source = self._windows.key(self._examples_from)
-        self._shown_elsewhere = self._windows.look(
-            self._examples_from,
-            lambda embedding: self._windows.run(
-                embedding, lambda: self._detector.encode_examples(embedding, self._prompt, self._examples, source)
-            ),
+    def run(self) -> dict[str, list[Segment]]:
+        """Return the segments of each name, by descending score.
+
+        All tiles and the whole image are looked at, then windows around what none of them shows well, see
+        :func:`~.joining.join`.
+        """
+        smallest, *larger = (
+            self._look_at(dict.fromkeys(level, self._names), self._windows.on_encoded) for level in self._levels
         )
+        tiles = list(itertools.chain.from_iterable(self._levels))
+        joined = {
+            name: join(smallest[name], [view for level in larger for view in level[name]], tiles, self._windows.image)
+            for name in self._names
+        }
+        for _ in range(_LOOKS):
+            joined = self._look_again(joined)
+        width, height = self._windows.width, self._windows.height
+        return {
+            name: [
+                Segment(None, width, height, view.score, name, crop=view.crop)
+                for view in sorted(joined[name].objects, key=lambda view: -view.score)
+            ]
+            for name in self._names
+        }
 
-    def look_at(
+    def _look_at(
         self, names: Mapping[Window, Iterable[str]], on_encoded: Callable[[], None] = lambda: None
     ) -> dict[str, list[View]]:
-        """Return what windows show of some concepts, by concept.
+        """Return what windows show, by name.
 
         Args:
-            names: the concepts to look for in each window.
+            names: what to look for in each window.
             on_encoded: called when each window is encoded.
         """
-        views: dict[str, list[View]] = {name: [] for name in self._prompt.names}
+        views: dict[str, list[View]] = {name: [] for name in self._names}
         # cached embeddings first: the rest of many tiles would evict them
         for window in sorted(names, key=lambda window: not self._windows.is_cached(window)):
-            ask = functools.partial(self._find, window=window, names=names[window])
-            found = self._windows.look(window, ask, on_encoded)
-            self.crowded |= self._detector.crowded(found)
-            for name, segments in found.items():
+            find = functools.partial(self._find_in, window, names[window])
+            for name, segments in self._windows.look(window, find, on_encoded).items():
                 for segment, crop in zip(segments, crop_masks(segments, *window[:2]), strict=True):
                     if crop.area:
                         views[name].append(View(crop, segment.score, window, _tolerance(segment)))
         return views
 
-    def look_again(self, joined: Mapping[str, Joined]) -> dict[str, Joined]:
+    def _look_again(self, joined: Mapping[str, Joined]) -> dict[str, Joined]:
         """Look at what is unclear in windows around it, the largest first; at most as many as smallest tiles."""
         unclear = [(name, mask) for name, one in joined.items() for mask in one.unclear]
         unclear.sort(key=lambda one: -one[1].area)
         boxes: list[Box] = [tuple(map(float, mask.box)) for _, mask in unclear]  # type: ignore[misc]
-        options = self._windows.options
-        around = windows_around(boxes, self._windows.width, self._windows.height, options.tile_size)
+        windows = self._windows
+        around = windows_around(boxes, windows.width, windows.height, windows.options.tile_size)
         names: dict[Window, dict[str, None]] = {}  # a dict instead of a set keeps the order
-        for window, members in around[: len(self.levels[0])]:
+        for window, members in around[: len(self._levels[0])]:
             names.setdefault(window, {}).update(dict.fromkeys(unclear[member][0] for member in members))
-        views = self.look_at(names)
-        return {name: settle(one, views[name], self._windows.image) for name, one in joined.items()}
-
-    def _find(self, embedding: ImageEmbedding, window: Window, names: Iterable[str]) -> dict[str, list[Segment]]:
-        examples = self._examples if window == self._examples_from else self._shown_elsewhere
-        return self._windows.run(
-            embedding,
-            lambda: self._detector.find(
-                embedding, self._prompt, names, examples, self._windows.options, self._windows.on_step
-            ),
-        )
+        views = self._look_at(names)
+        return {name: settle(one, views[name], windows.image) for name, one in joined.items()}
 
 
 def _tolerance(segment: Segment) -> int:

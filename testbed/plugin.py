@@ -25,6 +25,7 @@ _NO_PROMPT = {
     "input_box_label": "",
     "input_point": "",
     "input_point_label": "",
+    "points_per_side": 0,
     "multimask_output": False,
     "mask_output": "instances",
     "instance_output": False,

@@ -8,7 +8,7 @@ from sam3_engine.errors import CheckpointError, DeviceMemoryError
 from sam3_engine.model import load_model
 from sam3_engine.options import Options
 from sam3_engine.predictor import Predictor
-from sam3_engine.prompts import ConceptPrompt, GeometricPrompt
+from sam3_engine.prompts import ConceptPrompt, EverythingPrompt, GeometricPrompt
 from sam3_engine.segments import label_map
 from sam3_engine.weight_precision import cast_encoder_weights
 from testbed.layout_files import as_fine_tuned, as_transformers_click_head, read_contents, write_safetensors
@@ -22,7 +22,9 @@ PROMPTS = {
     "example": ConceptPrompt(boxes=(BOX,), box_labels=(1,)),
     "point": GeometricPrompt(points=((210.0, 150.0),), point_labels=(1,)),
     "boxes": GeometricPrompt(boxes=(BOX, (5.0, 5.0, 635.0, 420.0))),
+    "everything": EverythingPrompt(3),
 }
+EVERY_MASK = Options(confidence_threshold=0, multimask=True, predicted_iou_threshold=0, stability_score_threshold=0)
 # projection to values (the last rows if there are others), projection behind it, prompts that run it
 OVERFLOWING = {
     "image encoder": (
@@ -82,7 +84,7 @@ def warned(caplog):
 
 def segments(predictor, image, kind, embedding=None):
     embedding = embedding or predictor.encode_image(image)
-    return predictor.segment(embedding, PROMPTS[kind], Options(confidence_threshold=0, multimask=True))
+    return predictor.segment(embedding, PROMPTS[kind], EVERY_MASK)
 
 
 def answer(*arguments):
@@ -155,10 +157,9 @@ def test_an_image_encoder_that_fails_in_half_precision_is_run_in_float32(
     model = load_model(small_checkpoint, CPU, precision)
     predictor = Predictor(model)
     model.network.backbone.vision_backbone.trunk.blocks[0].attn.proj.register_forward_hook(gives_nan_in(precision))
-    options = Options(confidence_threshold=0, multimask=True)
     steps = []
     found = predictor.predict(
-        photograph, PROMPTS[kind], options, on_encoded=lambda: steps.append("encoded"), on_step=lambda: None
+        photograph, PROMPTS[kind], EVERY_MASK, on_encoded=lambda: steps.append("encoded"), on_step=lambda: None
     )
     assert (model.precision, len(warned(caplog)), steps) == (torch.float32, 1, ["encoded"])
     wanted = answer(Predictor(load_model(small_checkpoint, CPU, torch.float32)), photograph, kind)

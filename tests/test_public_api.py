@@ -90,6 +90,8 @@ def test_predict_is_encode_image_and_segment(small_checkpoint, photograph):
     [
         ({"confidence_threshold": 1.5}, "confidence_threshold = 1.5: expected a number from 0 to 1"),
         ({"iou_threshold": float("nan")}, "iou_threshold = nan: expected a number from 0 to 1"),
+        ({"predicted_iou_threshold": -0.1}, "predicted_iou_threshold = -0.1: expected a number from 0 to 1"),
+        ({"stability_score_threshold": 1.1}, "stability_score_threshold = 1.1: expected a number from 0 to 1"),
         ({"max_detections": -1}, "max_detections = -1: expected 0 or more"),
         ({"min_area_percent": -0.5}, "min_area_percent = -0.5: expected a number from 0 to 100"),
         ({"max_area_percent": float("nan")}, "max_area_percent = nan: expected a number from 0 to 100"),
@@ -213,7 +215,7 @@ def test_input_sizes_out_of_range_are_refused(small_checkpoint, input_size):
 
 
 def test_only_prompts_are_accepted(small_checkpoint, photograph):
-    with pytest.raises(TypeError, match="prompt = 'shoe': expected a ConceptPrompt or a GeometricPrompt"):
+    with pytest.raises(TypeError, match="prompt = 'shoe': expected a ConceptPrompt, a GeometricPrompt or an"):
         open_predictor(small_checkpoint, cuda=False).predict(photograph, "shoe")
 
 

@@ -65,6 +65,7 @@ OUTPUTS = {
     ("docs/weights.md", "Use your own file"): [1],
     ("docs/weights.md", "The shapes network"): [1],
     ("docs/tiles.md", "Tiles"): [1],
+    ("docs/everything.md", "Segment everything"): [2],
 }
 PAGES = [page for page in pages.all_pages() if not page.startswith(".")]
 BLOCKS = [(page, *block) for page in PAGES for block in pages.python_blocks(page)]
@@ -124,7 +125,7 @@ def test_the_first_example_finds_the_shapes_in_its_picture(readers_machine, caps
 ROWS = re.findall(r"^\| [^|]+ \| `(\{.+\})` \|$", pages.read("README.md"), re.MULTILINE)
 
 
-@pytest.mark.parametrize(("row", "count"), list(zip(ROWS, [1, 1, 3, 1, 1, 2, 1], strict=True)), ids=range(len(ROWS)))
+@pytest.mark.parametrize(("row", "count"), list(zip(ROWS, [1, 1, 3, 1, 1, 2, 1, 1], strict=True)), ids=range(len(ROWS)))
 def test_prompts_in_the_readme_run(readers_machine, row, count):
     assert isinstance(ast.literal_eval(row), dict)
     algo = run_snippet(f"algo.set_parameters({row})", readers_machine / "truck.jpg", "README.md")

@@ -29,6 +29,9 @@ DEFAULTS = {
     "min_region_percent": 0.0,
     "tile_size": 0,
     "tile_overlap": 0.2,
+    "points_per_side": 0,
+    "predicted_iou_threshold": 0.7,
+    "stability_score_threshold": 0.9,
     "input_text": "",
     "input_box": "",
     "input_box_label": "",
@@ -52,6 +55,9 @@ CHANGED = Settings(
     min_region_percent=1.5,
     tile_size=672,
     tile_overlap=0.5,
+    points_per_side=24,
+    predicted_iou_threshold=0.875,
+    stability_score_threshold=0.625,
     input_text="red shoe",
     input_box="[[1, 2, 3, 4]]",
     input_box_label="[1]",
@@ -289,13 +295,27 @@ def test_invalid_overlaps_are_refused(text):
     assert_refused("tile_overlap", text, "expected a number from 0 to 0.9")
 
 
-def test_the_windows_of_a_run_are_counted_before_it():
+NO_GRID = ["-1", "65", "3.5", "0.5", *MALFORMED]
+
+
+@pytest.mark.parametrize("text", NO_GRID, ids=names(NO_GRID))
+def test_invalid_grids_are_refused(text):
+    assert_refused("points_per_side", text, "expected a whole number from 0 to 64")
+
+
+def test_the_steps_of_a_run_are_counted_before_it():
     tiles = Settings(input_text="shoe", tile_size=672)
-    assert tiles.count_windows(3000, 2000) == 24 + 1
-    assert tiles.count_windows(672, 672) == 1
-    assert Settings(input_text="shoe").count_windows(3000, 2000) == 1
-    assert Settings(input_box="[[1, 2, 3, 4]]", tile_size=672).count_windows(3000, 2000) == 1
-    assert Settings(tile_size=672).count_windows(3000, 2000) == 1
+    assert tiles.count_steps(3000, 2000) == 24 + 1
+    assert tiles.count_steps(672, 672) == 1
+    assert Settings(input_text="shoe").count_steps(3000, 2000) == 1
+    assert Settings(input_box="[[1, 2, 3, 4]]", tile_size=672).count_steps(3000, 2000) == 1
+    assert Settings(tile_size=672).count_steps(3000, 2000) == 1
+    everything = Settings(points_per_side=32)
+    assert everything.count_steps(3000, 2000) == 1 + 32
+    assert everything.count_steps(3000, 2000, drawn=True) == 1
+    assert Settings(points_per_side=32, tile_size=672).count_steps(3000, 2000) == (24 + 1) * (1 + 32)
+    assert Settings(points_per_side=32, input_text="shoe").count_steps(3000, 2000) == 1
+    assert Settings(points_per_side=32, input_point="[[1, 2]]").count_steps(3000, 2000) == 1
 
 
 def test_areas_may_be_set_one_after_the_other_but_a_minimum_above_the_maximum_is_refused_on_use():
@@ -339,6 +359,8 @@ def test_the_options_of_the_engine_are_those_of_the_settings():
         min_region_percent=1.5,
         tile_size=672,
         tile_overlap=0.5,
+        predicted_iou_threshold=0.875,
+        stability_score_threshold=0.625,
     )
     assert Settings().options == Options()
 
@@ -367,6 +389,9 @@ ANY_SETTINGS = st.builds(
     min_region_percent=st.floats(0, 100, allow_subnormal=False),
     tile_size=st.just(0) | st.integers(64, 2**31 - 1),
     tile_overlap=st.floats(0, 0.9, allow_subnormal=False),
+    points_per_side=st.integers(0, 64),
+    predicted_iou_threshold=st.floats(0, 1, allow_subnormal=False),
+    stability_score_threshold=st.floats(0, 1, allow_subnormal=False),
     mask_output=st.sampled_from(MASK_OUTPUTS),
     multimask_output=st.booleans(),
     instance_output=st.booleans(),

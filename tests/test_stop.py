@@ -20,6 +20,10 @@ BOXES = [[10 * k, 5, 10 * k + 200, 300] for k in range(40)]  # three passes
 LONG_RUNS = {
     "phrases": ({"input_text": PHRASES, "confidence_threshold": 0.45, "instance_output": True}, "forward_grounding"),
     "boxes": ({"input_box": BOXES, "instance_output": True}, "predict_inst"),
+    "everything": (
+        {"points_per_side": 8, "predicted_iou_threshold": 0, "stability_score_threshold": 0, "instance_output": True},
+        "predict_inst",
+    ),
 }
 
 
@@ -66,7 +70,7 @@ def network(algorithm):
 
 def run(workflow, algorithm, image, parameters):
     """Run the plugin and return all it outputs after the image."""
-    workflow.set_parameters({"input_text": "", "input_box": "", **parameters}, task_obj=algorithm)
+    workflow.set_parameters({"input_text": "", "input_box": "", "points_per_side": 0, **parameters}, task_obj=algorithm)
     workflow.run_on(array=image)
     return contents(algorithm)
 

@@ -455,7 +455,7 @@ def test_a_run_can_be_stopped_before_every_step(small, photograph, kind):
         tile_overlap=0.1,
         input_box="[[1, 2, 3, 4]]",
     )
-    assert len(encoded) == settings.count_windows(640, 427)
+    assert len(encoded) == settings.count_steps(640, 427)
     assert len(steps) > len(encoded)
     for last in (1, len(steps) // 2, len(steps)):
         left = itertools.count(last - 1, -1)

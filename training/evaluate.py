@@ -55,6 +55,22 @@ Mask = np.ndarray  # (H, W) bool
 
 
 @dataclass
+class Share:
+    """How many of how many."""
+
+    good: int = 0
+    all: int = 0
+
+    def add(self, good: bool) -> None:
+        """Count one more."""
+        self.good += good
+        self.all += 1
+
+    def __str__(self) -> str:
+        return f"{self.good / self.all:.3f} ({self.all})" if self.all else "-"
+
+
+@dataclass
 class Detections:
     """Counts of masks found and of objects present, over several questions.
 
@@ -291,7 +307,7 @@ def _median_milliseconds(work: Callable[[], object]) -> float:
     return float(np.median(times))
 
 
-def _with_progress(scenes: Iterable[Scene], count: int) -> Iterable[Scene]:
+def with_progress(scenes: Iterable[Scene], count: int) -> Iterable[Scene]:
     """Yield the scenes, and print progress to stderr, away from the tables."""
     for number, scene in enumerate(scenes):
         print(f"\rscene {number + 1} of {count}", end="", file=sys.stderr, flush=True)
@@ -389,7 +405,7 @@ def main() -> None:
 def _table(arguments: argparse.Namespace, source: Callable[[int, np.random.Generator], Iterable[Scene]]) -> str:
     def ask(examinee: Examinee, **kinds: Sequence[str]) -> Results:
         random = np.random.default_rng(arguments.seed)
-        scenes = _with_progress(source(arguments.scenes, random), arguments.scenes)
+        scenes = with_progress(source(arguments.scenes, random), arguments.scenes)
         return evaluate(examinee, scenes, random, **kinds)
 
     weights, cuda = arguments.weights, arguments.cuda

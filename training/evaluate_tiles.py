@@ -24,7 +24,7 @@ from sam3_engine.segments import Segment, crop_masks, crops_of
 from sam3_engine.tiling import tile_image
 from testbed.scenes import KINDS
 
-from .evaluate import best_pairs
+from .evaluate import Share, best_pairs
 from .large_scenes import STYLES, LargeScene, LargeShape, draw_large_scene
 
 HELD_OUT_SEED = 30_000_000
@@ -33,22 +33,6 @@ TILE = 672
 SMALLEST_RADIUS = 0.06  # of the shapes that the network was trained on, relative to the sides of the image
 OUTLINED = 12  # shapes per scene that are asked for by a box, and by a point
 SAME = 0.5  # share of the smaller of two masks
-
-
-@dataclass
-class Share:
-    """How many of how many."""
-
-    good: int = 0
-    all: int = 0
-
-    def add(self, good: bool) -> None:
-        """Count one more."""
-        self.good += good
-        self.all += 1
-
-    def __str__(self) -> str:
-        return f"{self.good / self.all:.3f} ({self.all})" if self.all else "-"
 
 
 @dataclass
