@@ -40,6 +40,7 @@ _DEFAULTS = {
     "instance_output": "False",
     "input_size_percent": "100",
     "model_input_size": "0",
+    "embedding_cache_folder": "",
 }
 _TWO_BOXES = "[[10, 10, 150, 150], [50, 50, 120, 140]]"
 

@@ -123,6 +123,10 @@ _HELP = {
         "Side of the square image that the network sees, 112 to 2016 pixels. SAM 3 was trained at 1008.\n"
         "A smaller size is faster but loses detail. 0: as trained."
     ),
+    "embedding_cache_folder": (
+        "A folder in which encoded images are kept, so that another process need not encode the same image again:\n"
+        "up to 4 GB, the least recently used go first. For example: /home/me/.cache/sam3. Empty: none are kept."
+    ),
 }
 _NO_GPU = "No GPU with CUDA was found. The CPU is used."
 _MALFORMED = "QLineEdit { border: 1px solid red; border-radius: 2px; padding: 2px; }"
@@ -262,6 +266,9 @@ class InferSegmentAnything3Widget(core.CWorkflowTaskWidget):
         percent = QSpinBox(minimum=1, maximum=100, value=settings.input_size_percent, suffix=" %")
         self._add_number(grid, "input_size_percent", "Input size", percent)
         self._add_number(grid, "model_input_size", "Model input size", InputSize(settings.model_input_size))
+        folder = QLineEdit(settings.embedding_cache_folder, placeholderText="none")
+        folder.home(False)
+        self._add_row(grid, "embedding_cache_folder", "Embedding cache", folder, folder.text)
         return grid
 
     def _add_weight_file(self, grid: QGridLayout) -> None:

@@ -88,6 +88,7 @@ def _measured(setup: Setup, runs: int) -> Iterator[Row]:
     if setup.device.type == "cpu":
         from benchmarks.plugin_rows import (
             everything_memory_row,
+            first_mask_row,
             long_series_rows,
             memory_rows,
             outside_rows,
@@ -100,6 +101,7 @@ def _measured(setup: Setup, runs: int) -> Iterator[Row]:
         yield from memory_rows(setup)
         yield tile_memory_row(setup)
         yield everything_memory_row(setup)
+        yield first_mask_row(setup)
         yield from long_series_rows(runs)
 
 

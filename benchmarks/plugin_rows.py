@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -168,6 +169,20 @@ def tile_memory_row(setup: Setup) -> Row:
         "< +500 MB",
         more < 500e6,
     )
+
+
+def first_mask_row(setup: Setup) -> Row:
+    """Compare the first mask of a process whose image another process has encoded with encoding it again."""
+
+    def first_mask(folder: str) -> float:
+        return float(last_line_of("benchmarks.first_mask", setup.checkpoint, folder))
+
+    with tempfile.TemporaryDirectory() as folder:
+        first_mask(folder)  # fills it
+        seconds = [(first_mask(folder), first_mask("")) for _ in range(setup.repeat)]
+    kept, encoded = (statistics.median(times) for times in zip(*seconds, strict=True))
+    measure = "load, and a point on an image that another process encoded, with `embedding_cache_folder`"
+    return Row.faster(measure, kept, "without", encoded, 10)
 
 
 def everything_memory_row(setup: Setup) -> Row:

@@ -21,6 +21,7 @@ from .workers import choose_prompt, find_weights
 
 # Workers choose the device from their GPUs, and the dataset always holds every instance.
 _PARAMETERS_WITHOUT_OPTION = ("cuda", "instance_output")
+_PARAMETERS_WITHOUT_EFFECT = (*_PARAMETERS_WITHOUT_OPTION, "embedding_cache_folder")  # on the dataset
 
 
 def main() -> None:
@@ -124,7 +125,7 @@ def _check_folders(source: Folder, output: Folder) -> None:
 def _recorded_parameters(settings: Settings) -> dict[str, str]:
     """Return the parameters that change the results."""
     strings = settings.to_strings()
-    return {name: value for name, value in strings.items() if name not in _PARAMETERS_WITHOUT_OPTION}
+    return {name: value for name, value in strings.items() if name not in _PARAMETERS_WITHOUT_EFFECT}
 
 
 def _run(arguments: argparse.Namespace, source: Folder, output: Folder, settings: Settings) -> None:

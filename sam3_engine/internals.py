@@ -43,6 +43,11 @@ def empty_geometric_prompt(network: Sam3Image) -> Any:
     return network._get_dummy_prompt()
 
 
+def position_table(network: Sam3Image, feature_map: torch.Tensor) -> torch.Tensor:
+    """Return the position table that the image encoder gives with a feature map."""
+    return network.backbone.vision_backbone.position_encoding(feature_map).to(feature_map.dtype)
+
+
 def forget_image(network: Sam3Image) -> None:
     """Drop the image features that the click head keeps when a prediction fails."""
     network.inst_interactive_predictor.reset_predictor()

@@ -9,9 +9,9 @@ import functools
 import logging
 import os
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import PIL.Image
@@ -23,10 +23,12 @@ from .contexts import importing_sam3
 from .detector import Detector
 from .devices import choose_device, cuda_present
 from .embedding import CACHED_DETECTIONS, Detections, ImageEmbedding
+from .embedding_files import EmbeddingFiles
 from .errors import CheckpointError, PromptError
 from .everything import find_everything, select_everything
 from .fitting import FittedPrompt, fit_prompt, warn_of_fractions
 from .images import as_rgb8, content_digest, pixels_of
+from .internals import position_table
 from .lru_cache import LRUCache
 from .model import Model, NotFiniteError
 from .options import DEFAULTS, Options, check_size_percent
@@ -62,6 +64,7 @@ def open_predictor(
     device: torch.device | None = None,
     input_size: int = 0,
     weights_folder: Path | None = None,
+    embedding_cache_folder: str | os.PathLike[str] = "",
     replaces: Predictor | None = None,
 ) -> Predictor:
     """Find the weights and load them, unless this process already has the same model loaded.
@@ -73,6 +76,8 @@ def open_predictor(
         device: run on this device, whatever ``cuda`` says.
         input_size: side of the network's square input in pixels, 0 to 4096, see :class:`Predictor`.
         weights_folder: a folder that may contain ``sam3.pt``; searched before the Hugging Face cache.
+        embedding_cache_folder: a folder in which image embeddings are kept for other processes, see
+            :class:`~.embedding_files.EmbeddingFiles`. Empty: none are.
         replaces: a predictor that you no longer need. It is returned if it is what you ask for; otherwise its model is
             released before another is loaded, so that memory never holds both.
 
@@ -87,9 +92,12 @@ def open_predictor(
     checkpoint = find_checkpoint(os.fspath(weights), weights_folder)
     if replaces is not None and not replaces.closed:
         if is_shared(replaces.model, checkpoint, device):
-            return replaces if replaces.input_size == input_size else Predictor(replaces.model, input_size)
+            wanted = (input_size, os.fspath(embedding_cache_folder))
+            if (replaces.input_size, replaces.embedding_cache_folder) == wanted:
+                return replaces
+            return Predictor(replaces.model, input_size, embedding_cache_folder)
         replaces.close()
-    return Predictor(shared_model(checkpoint, device), input_size)
+    return Predictor(shared_model(checkpoint, device), input_size, embedding_cache_folder)
 
 
 class Predictor:
@@ -102,24 +110,28 @@ class Predictor:
         model: see :func:`~.shared_models.shared_model`.
         input_size: side of the network's square input in pixels, rounded to a multiple of the patch size; 0 for the
             checkpoint's own. A smaller one is faster and sees less detail.
+        embedding_cache_folder: a folder in which image embeddings are kept for other processes; empty: none are.
 
     Attributes:
-        model, input_size: as given.
+        model, input_size, embedding_cache_folder: as given.
         resolution: the side of the network's input, in pixels.
         closed: whether :meth:`close` was called.
     """
 
     closed = True  # until the constructor has succeeded
 
-    def __init__(self, model: Model, input_size: int = 0) -> None:
+    def __init__(self, model: Model, input_size: int = 0, embedding_cache_folder: str | os.PathLike[str] = "") -> None:
         self.model = model
         self.input_size = input_size
+        self.embedding_cache_folder = os.fspath(embedding_cache_folder)
         self.resolution = _round_to_patches(model.architecture, input_size)
         network = model.network_at(self.resolution)
         self._processor = model.infer(lambda: Sam3Processor(network, resolution=self.resolution, device=model.device))
         parts = model.architecture
         self._detector = Detector(model, network, self._processor) if parts.detector else None
         self._click_head = ClickHead(model, network, self.resolution) if parts.click_head else None
+        folder = Path(os.path.expanduser(self.embedding_cache_folder))
+        self._files = EmbeddingFiles(folder, model, self.resolution) if self.embedding_cache_folder else None
         self.closed = False
 
     def close(self) -> None:
@@ -130,7 +142,7 @@ class Predictor:
         if not self.closed:
             self.closed = True
             # the model last: when it goes, it gives back the GPU memory of its networks, which the others hold as well
-            del self._processor, self._detector, self._click_head
+            del self._processor, self._detector, self._click_head, self._files
             del self.model
 
     def __del__(self) -> None:
@@ -348,6 +360,18 @@ class Predictor:
         return fitted
 
     def _encode(self, rgb: np.ndarray, size_percent: int) -> ImageEmbedding:
+        """Return the embedding of an image (H, W, 3) uint8, from a file if there is one."""
+        if self._files is None:
+            return self._run_encoder(rgb, size_percent)
+        key = (content_digest(rgb), size_percent)
+        features = self._files.load(key)
+        if features is not None:
+            return self._as_embedding(features, rgb, self.model.precision)
+        embedding = self._run_encoder(rgb, size_percent)
+        self._files.save(key, embedding.features)
+        return embedding
+
+    def _run_encoder(self, rgb: np.ndarray, size_percent: int) -> ImageEmbedding:
         pixels = torch.from_numpy(rgb).permute(2, 0, 1)
         height, width = pixels.shape[1:]
         if size_percent < 100:
@@ -356,22 +380,35 @@ class Predictor:
         if self.model.device.type == "cuda" and not _can_shrink_on_cuda(pixels, self.resolution):
             pixels = functional.resize(pixels, [self.resolution] * 2, antialias=True)  # on the CPU
         precision = self.model.precision
-        features = self._processor.set_image(pixels)["backbone_out"]
-        pyramids = [features] if self.model.architecture.detector else []
-        if self.model.architecture.click_head:
-            pyramids.append(features["sam2_backbone_out"])
-        # the package copies the same tables for each image and head: they are larger than the features themselves
-        tables = self.model.position_tables.get(self.resolution, lambda: pyramids[0]["vision_pos_enc"])
-        for pyramid in pyramids:
-            pyramid["vision_pos_enc"] = tables
-        detections: LRUCache[Detections] = LRUCache(CACHED_DETECTIONS, self.model.budget)
-        embedding = ImageEmbedding(
-            features, width, height, self.resolution, precision, weakref.ref(self.model), detections
-        )
+        embedding = self._as_embedding(self._processor.set_image(pixels)["backbone_out"], rgb, precision)
         # bfloat16 has the range of float32, and to check waits for the GPU
         if precision == torch.float16 and not embedding.is_finite():
             raise NotFiniteError
         return embedding
+
+    def _as_embedding(self, features: dict[str, Any], rgb: np.ndarray, precision: torch.dtype) -> ImageEmbedding:
+        """Return features as an embedding.
+
+        Args:
+            features: as the package's image encoder returns them; position tables may be missing.
+            rgb: the image (H, W, 3).
+            precision: dtype of the matrix products that computed them.
+        """
+        pyramids = [features] if self.model.architecture.detector else []
+        if self.model.architecture.click_head:
+            pyramids.append(features["sam2_backbone_out"])
+        # the package copies the same tables for each image and head: they are larger than the features themselves
+        tables = self.model.position_tables.get(self.resolution, lambda: self._position_tables(pyramids[0]))
+        for pyramid in pyramids:
+            pyramid["vision_pos_enc"] = tables
+        detections: LRUCache[Detections] = LRUCache(CACHED_DETECTIONS, self.model.budget)
+        height, width = rgb.shape[:2]
+        return ImageEmbedding(features, width, height, self.resolution, precision, weakref.ref(self.model), detections)
+
+    def _position_tables(self, pyramid: Mapping[str, Any]) -> list[torch.Tensor]:
+        if "vision_pos_enc" in pyramid:
+            return pyramid["vision_pos_enc"]
+        return [position_table(self.model.network, feature_map) for feature_map in pyramid["backbone_fpn"]]
 
 
 class _NotFiniteEmbeddingError(ValueError):

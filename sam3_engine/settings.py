@@ -16,7 +16,7 @@ from .options import CANDIDATES, LARGEST_OVERLAP, MAX_LABELS, SMALLEST_TILE, Opt
 from .prompt_strings import ChosenPrompt, Drawing, PromptStrings
 from .prompts import MOST_POINTS_PER_SIDE, EverythingPrompt, GeometricPrompt, Prompt
 from .tiling import tile_levels
-from .weights import check_weights
+from .weights import check_weights, without_quotes
 
 if TYPE_CHECKING:
     import torch
@@ -61,6 +61,8 @@ class Settings:
         mask_output: not for points and boxes; what the pixel values of the mask number, one of :data:`MASK_OUTPUTS`.
         instance_output: add an output with every segment as an object: label, score, box and mask.
         model_input_size: side of the network's square input in pixels, 112..2016; 0 for the checkpoint's own size.
+        embedding_cache_folder: folder in which image embeddings are kept for other processes, see
+            :class:`~.embedding_files.EmbeddingFiles`. Empty: none are.
         model_weight_file: path of a checkpoint, or its name on Hugging Face, such as ``facebook/sam3.1``; blank for the
             default weights, see :func:`~.weights.find_checkpoint`.
     """
@@ -87,6 +89,7 @@ class Settings:
     mask_output: str = INSTANCES
     instance_output: bool = False
     model_input_size: int = 0
+    embedding_cache_folder: str = ""
     model_weight_file: str = ""
 
     def updated(self, strings: Mapping[str, str]) -> Settings:
@@ -213,6 +216,7 @@ class Settings:
                 device=device,
                 input_size=self.model_input_size,
                 weights_folder=weights_folder,
+                embedding_cache_folder=without_quotes(self.embedding_cache_folder),
                 replaces=replaces,
             )
 
@@ -348,5 +352,6 @@ _READERS: dict[str, Callable[[str, str], Any]] = {
     "mask_output": _read_mask_output,
     "instance_output": _read_bool,
     "model_input_size": _read_model_input_size,
+    "embedding_cache_folder": _read_text,
     "model_weight_file": _read_text,
 }

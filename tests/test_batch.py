@@ -22,12 +22,13 @@ from sam3_batch.folders import Folder
 from sam3_batch.instances import PackedInstance, encode_rle, paint_label_map, paint_overlay
 from sam3_batch.progress import Progress
 from sam3_batch.schemas import SEGMENTED_SCHEMA
-from sam3_batch.workers import encode_rows
+from sam3_batch.workers import Segmenter, encode_rows
 from sam3_engine.model import load_model
 from sam3_engine.options import Options
 from sam3_engine.predictor import Predictor
-from sam3_engine.prompts import ConceptPrompt
+from sam3_engine.prompts import ConceptPrompt, EverythingPrompt
 from sam3_engine.segments import Segment, bounding_box, label_map, masks_of
+from sam3_engine.settings import Settings
 from testbed.layout_files import as_fine_tuned, read_contents, write_torch
 from testbed.plugin import REPOSITORY
 from testbed.scenes import draw_scene
@@ -70,7 +71,23 @@ def test_masks_survive_coco_encoding(segments, instances):
 
 
 def test_the_label_map_matches_the_engine(segments, instances):
-    assert np.array_equal(paint_label_map(instances, 60, 90), label_map(segments, 90, 60))
+    for on_top in (False, True):
+        painted = paint_label_map(instances, 60, 90, smallest_on_top=on_top)
+        assert np.array_equal(painted, label_map(segments, 90, 60, smallest_on_top=on_top))
+
+
+def test_a_worker_segments_everything(shapes_checkpoint):
+    settings = Settings(
+        cuda=False,
+        points_per_side=8,
+        stability_score_threshold=0.75,
+        model_weight_file=str(shapes_checkpoint),
+    )
+    image = draw_scene(np.random.default_rng(5)).image
+    found = Segmenter(settings, keep_pixels=False).predict(image)
+    wanted = Predictor(load_model(shapes_checkpoint, CPU)).predict(image, EverythingPrompt(8), settings.options)
+    assert [one.mask.tobytes() for one in found] == [one.mask.tobytes() for one in wanted]
+    assert {one.label for one in found} == {"object"}
 
 
 def test_the_label_map_of_classes_matches_the_engine(segments, instances):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from sam3_engine import ConceptPrompt, GeometricPrompt, Options
+from sam3_engine import ConceptPrompt, EverythingPrompt, GeometricPrompt, Options
 from sam3_engine.model import load_model
 from sam3_engine.predictor import Predictor
 from sam3_engine.regions import remove_small_regions
@@ -123,6 +123,20 @@ def test_a_prompt_has_the_cpus_answer(predictor_on, cpu_answer, device, name, pr
 def test_tiles_have_the_cpus_answer(predictor_on, cpu_answer, name):
     last = torch.device("cuda", torch.cuda.device_count() - 1)  # not the current one, if there are several
     check_answer(predictor_on, cpu_answer, last, name, torch.bfloat16, 112)
+
+
+@pytest.mark.parametrize("tile_size", [0, 300])
+def test_everything_has_the_cpus_answer(predictor_on, tile_size):
+    """Masks at a threshold may be on the other side of it, so a few may differ."""
+    options = Options(stability_score_threshold=0.75, tile_size=tile_size)
+    found, wanted = (
+        list(masks_of(predictor_on(device, torch.bfloat16, 0).predict(SCENE.image, EverythingPrompt(6), options)))
+        for device in (torch.device("cuda", 0), CPU)
+    )
+    assert len(wanted) >= 4
+    for masks, others in ((found, wanted), (wanted, found)):
+        agreeing = sum(max(iou(mask > 0, other > 0) for other in others) > LEAST_IOU for mask in masks)
+        assert agreeing >= 0.8 * len(masks)
 
 
 def check_answer(predictor_on, cpu_answer, device, name, precision, input_size):

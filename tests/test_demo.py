@@ -103,6 +103,12 @@ def test_other_weights_do_not_print_the_notice(run, small_checkpoint):
     assert table(lines)["box [[50, 50, 150, 150]]"]["masks"] == "1"
 
 
+def test_everything_can_be_asked_for(run):
+    lines, output = run("--points_per_side", "4", "--threshold", "0.9")
+    assert int(table(lines)["points_per_side 4"]["masks"]) >= 1
+    assert (output / "points_per_side_4.png").is_file()
+
+
 def test_a_number_in_the_phrase_is_not_read_as_a_score(run):
     lines, _ = run("--text", "scores 0.123 star")
     row = table(lines)["text scores 0.123 star"]
@@ -122,6 +128,7 @@ def test_a_number_in_the_phrase_is_not_read_as_a_score(run):
         (["--weights", "nowhere.pt"], "model_weight_file = 'nowhere.pt': there is no such file (looked for '/"),
         (["--point", "[[1]]"], "input_point = '[[1]]': '[1]' has 1 items, not 2; expected"),
         (["--text", "star", "--threshold", "2"], "confidence_threshold = '2': expected a number from 0 to 1."),
+        (["--points_per_side", "65"], "points_per_side = '65': expected a whole number from 0 to 64."),
         (["--text", "star", "--tile_size", "6"], "tile_size = '6': expected 0, or a whole number, 64 or more."),
         (["--box", "[[1, 1, 9, 9]]", "--multimask", "maybe"], "multimask_output = 'maybe': expected True or False."),
     ],
@@ -145,7 +152,7 @@ def test_an_invalid_argument_gives_a_one_line_error(run, arguments, message):
 def test_without_a_prompt_the_error_lists_the_options(run, arguments, capsys):
     with pytest.raises(SystemExit):
         run(*arguments)
-    assert "say what to segment: TEXT=, POINT= or BOX=" in capsys.readouterr().err
+    assert "say what to segment: TEXT=, POINT=, BOX= or POINTS_PER_SIDE=" in capsys.readouterr().err
 
 
 def test_empty_arguments_are_ignored(run):

@@ -18,6 +18,7 @@ DEFAULTS = Settings(cuda=False).to_strings()
 EVERYTHING = {
     "input_size_percent": 50,
     "model_input_size": 504,
+    "embedding_cache_folder": "/a/cache",
     "model_weight_file": "/a/b.pt",
     "input_text": "shoe",
     "confidence_threshold": 0.25,
@@ -93,6 +94,7 @@ def test_a_new_panel_shows_the_defaults_and_marks_nothing(use_panel):
         "cuda": False,
         "input_size_percent": "100 %",
         "model_input_size": "as trained",
+        "embedding_cache_folder": "",
         "model_weight_file": "",
         "input_text": "",
         "confidence_threshold": "0.500",
@@ -349,6 +351,7 @@ def test_rarely_used_fields_are_folded_until_one_is_used(use_panel):
         "mask_output",
         "input_size_percent",
         "model_input_size",
+        "embedding_cache_folder",
     }
     assert set(use_panel(unfolded=True)["typed"]["visible"]) == set(DEFAULTS)
     assert set(use_panel(given={"iou_threshold": "0.7"})["opened"]["visible"]) == set(DEFAULTS)

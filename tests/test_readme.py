@@ -64,6 +64,7 @@ OUTPUTS = {
     ("docs/prompts.md", "How values are read"): [1],
     ("docs/weights.md", "Use your own file"): [1],
     ("docs/weights.md", "The shapes network"): [1],
+    ("docs/speed.md", "Between processes"): [1],
     ("docs/tiles.md", "Tiles"): [1],
     ("docs/everything.md", "Segment everything"): [2],
 }

@@ -41,9 +41,11 @@ DEFAULTS = {
     "mask_output": "instances",
     "instance_output": False,
     "model_input_size": 0,
+    "embedding_cache_folder": "",
     "model_weight_file": "",
 }
-FREE_TEXT = ["input_text", "input_box", "input_box_label", "input_point", "input_point_label", "model_weight_file"]
+FREE_TEXT = ["input_text", "input_box", "input_box_label", "input_point", "input_point_label"]
+FREE_TEXT += ["embedding_cache_folder", "model_weight_file"]
 CHANGED = Settings(
     cuda=False,
     input_size_percent=37,
@@ -67,6 +69,7 @@ CHANGED = Settings(
     mask_output="classes",
     instance_output=True,
     model_input_size=504,
+    embedding_cache_folder="/cache",
     model_weight_file="/weights/sam3.pt",
 )
 
