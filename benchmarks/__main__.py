@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import itertools
 import tempfile
 from collections.abc import Iterator
@@ -85,6 +86,10 @@ def _measured(setup: Setup, runs: int) -> Iterator[Row]:
     yield tile_row(setup)
     yield from prompt_rows(setup)
     yield everything_row(setup)
+    if importlib.util.find_spec("transformers"):  # a GPU machine may have none
+        from benchmarks.peer_rows import peer_rows
+
+        yield from peer_rows(setup)
     if setup.device.type == "cpu":
         from benchmarks.plugin_rows import (
             everything_memory_row,

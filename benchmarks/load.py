@@ -2,6 +2,7 @@
 
 python -m benchmarks.load plugin sam3.pt cpu
 python -m benchmarks.load sam3 sam3.pt cpu     # also encodes an image and segments with a point
+python -m benchmarks.load transformers folder cpu
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,12 +25,18 @@ from testbed.direct_use import DirectUse, package_network
 def main() -> None:
     """Run the command line."""
     side, checkpoint, device = sys.argv[1], Path(sys.argv[2]), torch.device(sys.argv[3])
-    networks: list[Sam3Image] = []
+    networks: list[Any] = []
 
     def load() -> None:
-        networks.append(
-            load_model(checkpoint, device).network if side == "plugin" else package_network(checkpoint, device)
-        )
+        if side == "transformers":
+            networks.extend(load_transformers(checkpoint, device, choose_precision(device)))
+        elif side == "plugin":
+            networks.append(load_model(checkpoint, device).network)
+        else:
+            networks.append(package_network(checkpoint, device))
+
+    if side == "transformers":
+        from benchmarks.peer_rows import load_transformers
 
     found = {"load": seconds_of(load), "peak": peak_memory()}
     if device.type == "cuda":

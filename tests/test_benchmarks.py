@@ -23,7 +23,7 @@ def test_a_small_network_fills_every_row_that_does_not_need_full_size(monkeypatc
     for fact in ("Machine: ", "Versions: Python ", "Date: ", "Network: small sizes"):
         assert f"- {fact}" in written
     rows = re.findall(r"^\| (.+?) \| .* \|  \|  \|$", written, re.MULTILINE)  # targets apply only to the full size
-    assert len(rows) == len(set(rows)) == 25
+    assert len(rows) == len(set(rows)) == 31
     assert "| 0 loads, 1 encoding |" in written
     assert re.search(r"^\| 8 runs with other parameters \| 0 loads \|", written, re.MULTILINE)
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.transformers_models import video_config
 from test_accuracy import FEW_SCENES, OUTLINES, PHRASES, examine_briefly, good
 from transformers import Sam3Model, Sam3TrackerConfig, Sam3TrackerModel, Sam3VideoModel
 
@@ -42,6 +41,7 @@ from testbed.layout_files import (
 )
 from testbed.plugin import Plugin
 from testbed.scenes import Scene, draw_scene
+from testbed.transformers_models import video_config
 from training.evaluate import Examinee
 from training.questions import EXEMPLAR_KINDS, OUTLINE_KINDS, ask_by_exemplar, ask_for_outline, ask_for_two
 

@@ -24,7 +24,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.transformers_models import (
+from transformers import Sam3Model, Sam3TrackerModel, Sam3VideoConfig
+
+from sam3_engine.architecture import Architecture
+from sam3_engine.checkpoints.checkpoint import fit_tensors, read_checkpoint
+from sam3_engine.errors import PromptError
+from sam3_engine.model import load_model
+from sam3_engine.options import Options
+from sam3_engine.predictor import Predictor
+from sam3_engine.prompts import ConceptPrompt, GeometricPrompt
+from sam3_engine.random_weights import SMALL
+from testbed.direct_use import CPU
+from testbed.transformers_models import (
     EPSILON,
     NECK,
     Answer,
@@ -37,17 +48,6 @@ from support.transformers_models import (
     save_state,
     video_config,
 )
-from transformers import Sam3Model, Sam3TrackerModel, Sam3VideoConfig
-
-from sam3_engine.architecture import Architecture
-from sam3_engine.checkpoints.checkpoint import fit_tensors, read_checkpoint
-from sam3_engine.errors import PromptError
-from sam3_engine.model import load_model
-from sam3_engine.options import Options
-from sam3_engine.predictor import Predictor
-from sam3_engine.prompts import ConceptPrompt, GeometricPrompt
-from sam3_engine.random_weights import SMALL
-from testbed.direct_use import CPU
 
 # of scores, of boxes as fractions of the image, and of mask logits as a fraction of their spread
 MOST_DIFFERENCE = 1e-4

@@ -5,6 +5,7 @@ Importing this module imports transformers and sam3.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Sequence
@@ -266,9 +267,9 @@ def _metadata(architecture: Architecture) -> dict[str, str]:
     return {"format": "pt", "architecture": json.dumps(architecture.to_dict())}
 
 
-def load_reference(model: type[PreTrainedModel], folder: Path, config: PreTrainedConfig | None = None) -> Any:
+def load_reference(model: Any, folder: Path, config: PreTrainedConfig | None = None, **options: Any) -> Any:
     """Load a model with ``from_pretrained``, which must find all its weights in the folder."""
-    loaded, report = model.from_pretrained(folder, config=config, output_loading_info=True)
+    loaded, report = model.from_pretrained(folder, config=config, output_loading_info=True, **options)
     assert not report["missing_keys"]
     return loaded.eval()
 
@@ -286,10 +287,13 @@ class TransformersUse:
         self, image: np.ndarray, detector: Sam3Model | None = None, click_head: Sam3TrackerModel | None = None
     ) -> None:
         self._side = image.shape[0]
-        self._detector = detector
-        self._click_head = click_head
-        self._tokenizer = SimpleTokenizer(bpe_path=str(vocabulary_path()))
-        pixels = ((torch.from_numpy(image).permute(2, 0, 1)[None] / 255) - 0.5) / 0.5
+        self._detector: Any = detector
+        self._click_head: Any = click_head
+        model = detector or click_head
+        assert model is not None
+        self._device, self._dtype = model.device, model.dtype
+        pixels = torch.from_numpy(image).to(self._device).permute(2, 0, 1)[None]
+        pixels = ((pixels / 255 - 0.5) / 0.5).to(self._dtype)
         with torch.inference_mode():
             self._features = detector.get_vision_features(pixels) if detector else None
             self._embeddings = click_head.get_image_embeddings(pixels) if click_head else None
@@ -313,12 +317,11 @@ class TransformersUse:
             x1, y1, x2, y2 = torch.tensor(boxes or [[0.0, 0.0, 1.0, 1.0]]).T / self._side
             given["input_boxes"] = torch.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], dim=1)[None]
             given["input_boxes_labels"] = torch.tensor([list(labels) or [_PADDING]])
-        tokens = self._tokenizer([phrase or _VISUAL], self._detector.config.text_config.max_position_embeddings)
-        found = self._detector(
-            vision_embeds=self._features, input_ids=tokens, attention_mask=(tokens != 0).long(), **given
-        )
+        tokens = _tokenizer()([phrase or _VISUAL], self._detector.config.text_config.max_position_embeddings)
+        given |= {"input_ids": tokens, "attention_mask": (tokens != 0).long()}
+        found = self._detector(vision_embeds=self._features, **self._on_device(given))
         scores = found.pred_logits.sigmoid() * found.presence_logits.sigmoid()
-        return Answer(scores[0].numpy(), found.pred_masks[0].numpy(), found.pred_boxes[0].clamp(0, 1).numpy())
+        return Answer(*map(_as_array, (scores[0], found.pred_masks[0], found.pred_boxes[0].clamp(0, 1))))
 
     @torch.inference_mode()
     def click(
@@ -332,5 +335,21 @@ class TransformersUse:
             given["input_labels"] = torch.tensor([[labels]])
         if boxes:
             given["input_boxes"] = torch.tensor([boxes], dtype=torch.float32)
-        found = self._click_head(image_embeddings=self._embeddings, multimask_output=multimask, **given)
-        return Answer(found.iou_scores.flatten().numpy(), found.pred_masks[0, 0].numpy())
+        found = self._click_head(
+            image_embeddings=self._embeddings, multimask_output=multimask, **self._on_device(given)
+        )
+        return Answer(*map(_as_array, (found.iou_scores.flatten(), found.pred_masks[0, 0])))
+
+    def _on_device(self, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {
+            name: one.to(self._device, self._dtype if one.is_floating_point() else None) for name, one in given.items()
+        }
+
+
+def _as_array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.float().cpu().numpy()
+
+
+@functools.cache
+def _tokenizer() -> SimpleTokenizer:
+    return SimpleTokenizer(bpe_path=str(vocabulary_path()))
