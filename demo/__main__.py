@@ -27,7 +27,7 @@ from sam3_engine.fitting import fit_prompt
 from sam3_engine.prompts import ConceptPrompt, EverythingPrompt, GeometricPrompt, Prompt
 from sam3_engine.settings import Settings
 from testbed.plugin import Plugin, log_levels
-from testbed.scenes import COLORS, KINDS, Region, Scene, Shape, draw_scene, iou, plural
+from testbed.scenes import COLORS, KINDS, Region, Scene, draw_scene, iou, plural
 
 from . import pictures
 
@@ -236,13 +236,9 @@ def requests_about(scene: Scene) -> list[Request]:
         Request(
             "everything",
             {"points_per_side": 32, "stability_score_threshold": SHAPES_STABILITY},
-            tuple(region for shape in scene.shapes for region in _regions(shape)),
+            tuple(region for shape in scene.shapes for region in (shape.whole, shape.dot) if region),
         ),
     ]
-
-
-def _regions(shape: Shape) -> list[Region]:
-    return [shape.whole, shape.dot, shape.ring] if shape.dot else [shape.whole]
 
 
 def _middle(region: Region) -> list[int]:
