@@ -13,18 +13,16 @@ from typing import Any
 
 import torch
 
-from .areas import drop_by_area
 from .contexts import importing_sam3
 from .embedding import Detections, ImageEmbedding
 from .errors import quote
 from .fitting import FittedPrompt
 from .internals import empty_geometric_prompt, phrase_read
 from .model import Model, NotFiniteError, Sam3Image
-from .nms import drop_duplicates
 from .options import Options
 from .prompts import PHRASES_EXPECTED, POSITIVE, Box, ConceptPrompt, is_plain_phrase
-from .regions import remove_small_regions
-from .segments import Segment, best
+from .segments import Segment
+from .selection import select_instances
 from .weight_precision import to_precision
 
 with importing_sam3():
@@ -83,7 +81,7 @@ class Detector:
         examples = Examples(tuple(zip(fitted.relative_boxes, prompt.box_labels, strict=True)))
         found = self.find(embedding, prompt, prompt.names, examples, options, on_step)
         self.warn_of_limits(prompt, found, self.crowded(found), options)
-        return select_instances([segment for name in prompt.names for segment in found[name]], options)
+        return select_instances([segment for name in prompt.names for segment in found[name]], prompt, options)
 
     def find(
         self,
@@ -229,22 +227,6 @@ class Detector:
         return Detections(
             scores[order].tolist(), [tuple(box) for box in boxes.tolist()], outputs["pred_masks"][0, order]
         )
-
-
-def select_instances(segments: Sequence[Segment], options: Options) -> list[Segment]:
-    """Clean masks, and drop instances, as the options ask for.
-
-    Args:
-        segments: of one image, phrase by phrase, each by descending score.
-        options: the smallest region, the IoU of duplicates, the limits of areas and the number of instances.
-
-    Returns:
-        The others, in their order.
-    """
-    segments = remove_small_regions(segments, options.min_region_percent)
-    segments = drop_duplicates(segments, options.iou_threshold)
-    segments = drop_by_area(segments, options.min_area_percent, options.max_area_percent)
-    return [segments[index] for index in best(segments, options.max_detections or len(segments))]
 
 
 def _thresholds(prompt: ConceptPrompt, default: float) -> dict[str, float]:

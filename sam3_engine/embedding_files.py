@@ -75,11 +75,12 @@ class EmbeddingFiles:
         path = self._path(key)
         try:
             stored = _read(path, self._shapes())
-            os.utime(path)  # it was used
         except (OSError, ValueError):  # there is none; the path is not valid
             return None
         if stored is None:
             return None
+        with contextlib.suppress(OSError):  # the folder can only be read
+            os.utime(path)  # it was used
         pyramids: dict[str, list[torch.Tensor]] = {_DETECTOR: [], _CLICK_HEAD: []}
         for name in self._shapes():
             pyramids[name.partition(".")[0]].append(stored[name].to(self._model.device))

@@ -12,7 +12,6 @@ Importing this module imports torch and sam3.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -20,17 +19,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .detector import select_instances
 from .embedding import ImageEmbedding
 from .nms import drop_duplicates
 from .options import CANDIDATES, Options
 from .prompts import UNNAMED, EverythingPrompt, Point
 from .segments import Segment, by_descending_score
+from .selection import duplicate_iou
 
 if TYPE_CHECKING:
     from .click_head import ClickHead
-
-_DUPLICATE_IOU = 0.7  # above which the better one of two masks stays
 
 _STABILITY_OFFSET = 1.0  # by which the logits may be off
 _MOST_UNCOMPARED = 256  # masks; bounds the memory
@@ -56,7 +53,7 @@ def find_everything(
         on_step: called before each pass of several points.
         on_row: called after each row of the grid.
     """
-    most_alike = min(_DUPLICATE_IOU, options.iou_threshold)
+    most_alike = duplicate_iou(prompt, options)
     found: list[Segment] = []
     compared = 0
     for row in prompt.rows:
@@ -69,12 +66,6 @@ def find_everything(
         on_row()
     found = drop_duplicates(found, most_alike)
     return head.fill_holes([found[index] for index in by_descending_score(found)])
-
-
-def select_everything(segments: Sequence[Segment], options: Options) -> list[Segment]:
-    """Clean masks, and drop segments, as the options ask for; of masks that show the same, one stays."""
-    most_alike = min(_DUPLICATE_IOU, options.iou_threshold)
-    return select_instances(segments, dataclasses.replace(options, iou_threshold=most_alike))
 
 
 def _split(points: Sequence[Point], size: int) -> Iterator[Sequence[Point]]:

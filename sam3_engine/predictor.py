@@ -25,7 +25,7 @@ from .devices import choose_device, cuda_present
 from .embedding import CACHED_DETECTIONS, Detections, ImageEmbedding
 from .embedding_files import EmbeddingFiles
 from .errors import CheckpointError, PromptError
-from .everything import find_everything, select_everything
+from .everything import find_everything
 from .fitting import FittedPrompt, fit_prompt, warn_of_fractions
 from .images import as_rgb8, content_digest, pixels_of
 from .internals import position_table
@@ -34,6 +34,7 @@ from .model import Model, NotFiniteError
 from .options import DEFAULTS, Options, check_size_percent
 from .prompts import ConceptPrompt, EverythingPrompt, GeometricPrompt, Prompt, in_brackets
 from .segments import Segment
+from .selection import select_instances
 from .shared_models import is_shared, shared_model
 from .weights import find_checkpoint
 from .windows import ImageWindows
@@ -274,7 +275,7 @@ class Predictor:
             # one pass at a time: other threads need not wait for all of them
             run = functools.partial(self.ask, embedding)
             found = find_everything(self._click_head, embedding, fitted.prompt, options, run, on_step, on_row)
-            return select_everything(found, options)
+            return select_instances(found, fitted.prompt, options)
         head = self._detector if isinstance(fitted.prompt, ConceptPrompt) else self._click_head
         assert head is not None
         return self.ask(embedding, lambda: head.segment(embedding, fitted, options, on_step))

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from .click_head import ClickHead
-from .detector import Detector, Examples, select_instances
+from .detector import Detector, Examples
 from .embedding import ImageEmbedding
-from .everything import find_everything, select_everything
+from .everything import find_everything
 from .fitting import FittedPrompt, fit_prompt
 from .images import content_digest
 from .joining import Joined, View, join, settle
@@ -24,6 +24,7 @@ from .mask_crops import Window
 from .options import CANDIDATES, Options
 from .prompts import Box, ConceptPrompt, EverythingPrompt, GeometricPrompt
 from .segments import Segment, crop_masks
+from .selection import select_instances
 from .tiling import tile_levels, windows_around
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class ImageWindows:
 
         found = _Search(self, levels, prompt.names, find_in).run()
         detector.warn_of_limits(prompt, found, crowded, self.options)
-        return select_instances([segment for name in prompt.names for segment in found[name]], self.options)
+        return select_instances([segment for name in prompt.names for segment in found[name]], prompt, self.options)
 
     def find_everything(self, head: ClickHead, prompt: EverythingPrompt, on_row: Callable[[], None]) -> list[Segment]:
         """Return everything, by descending score; each window has a grid of points of its own.
@@ -98,7 +99,7 @@ class ImageWindows:
             return dict.fromkeys(names, found)
 
         (found,) = _Search(self, levels, prompt.names, find_in).run().values()
-        return select_everything(found, self.options)
+        return select_instances(found, prompt, self.options)
 
     def outline(self, prompt: GeometricPrompt) -> list[Segment]:
         """Return the objects of a geometric prompt in the order of its boxes, each seen in a window around it."""
