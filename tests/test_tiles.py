@@ -184,6 +184,22 @@ def test_neighbors_that_touch_stay_two():
     assert sorted(joined_masks(join(views, [], WINDOWS, IMAGE))) == [(50, 20, 90, 60), (90, 20, 130, 60)]
 
 
+def test_a_whole_and_its_part_stay_two():
+    whole, part = drawn(20, 20, 96, 80), drawn(60, 30, 96, 70)  # in the strip, they look alike
+    views = [seen(mask, window) for mask in (whole, part) for window in (LEFT, RIGHT)]
+    assert sorted(joined_masks(join(views, [], WINDOWS, IMAGE))) == [(20, 20, 96, 80), (60, 30, 96, 70)]
+
+
+def test_views_without_a_pixel_in_the_strip_are_not_the_same():
+    """Their boxes overlap there, but around the corner that both tiles see, there is nothing."""
+    image, first, second = (0, 0, 180, 180), (0, 0, 100, 100), (80, 80, 180, 180)
+    corner, opposite = np.zeros((180, 180), bool), np.zeros((180, 180), bool)
+    corner[10:20, 10:95] = corner[10:95, 10:20] = True
+    opposite[160:170, 85:170] = opposite[85:170, 160:170] = True
+    joined = join([seen(corner, first), seen(opposite, second)], [], [first, second, image], image)
+    assert sorted(joined_masks(joined)) == [(10, 10, 95, 95), (85, 85, 170, 170)]
+
+
 def test_what_a_tile_cuts_and_no_neighbor_continues_is_unclear():
     joined = join([seen(drawn(60, 20, 100, 70), LEFT)], [], WINDOWS, IMAGE)
     assert joined.objects == []
