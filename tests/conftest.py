@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import hypothesis
 import ikomia.utils.http
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from sam3_engine.random_weights import SMALL, write_random_checkpoint
 from testbed.plugin import PLUGIN, REPOSITORY, register_checkout
 from testbed.random_weights import full_size_checkpoint
 from tests.support import emulated_cuda as emulation
+
+hypothesis.settings.register_profile("default", deadline=None)  # a busy machine may take long for any example
 
 
 @pytest.fixture(scope="session")

@@ -97,7 +97,7 @@ STEPS = {
 
 
 @settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(
     hosts=st.sets(st.sampled_from(sorted(HOSTS)), max_size=4),

@@ -258,7 +258,7 @@ def values_of(dtype: str) -> st.SearchStrategy:
 
 
 @pytest.mark.parametrize("dtype", ["i1", "i2", "i4", "i8", *FLOATS])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_any_image_with_negative_values_is_stretched(dtype, data):
     values = data.draw(st.lists(values_of(dtype), max_size=5))
@@ -272,7 +272,7 @@ def test_any_image_with_negative_values_is_stretched(dtype, data):
 
 
 @pytest.mark.parametrize("dtype", ["i2", "i4", "i8", "u2", "u4", "u8", *FLOATS])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_the_order_of_brightness_is_kept(dtype, data):
     values = sorted(data.draw(st.lists(values_of(dtype), min_size=2, max_size=6)))
@@ -465,7 +465,7 @@ def test_a_nearly_black_picture_from_0_to_255_stays_as_dark_with_a_defective_pix
 
 
 @pytest.mark.parametrize("scale", [1, 255])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(value=values_of("f4"))
 def test_no_value_of_one_pixel_changes_the_others(scale, scene, value):
     image = scene[::4, ::4].astype(np.float32) * np.float32(scale / 255)

@@ -1220,7 +1220,7 @@ ANY_TEXT = st.one_of(
     st.lists(st.sampled_from([*CHARACTERS, *WORDS]), max_size=40).map("".join),
 )
 PHRASES = st.booleans().flatmap(lambda blank: st.just("") if blank else ANY_TEXT)
-thorough = settings(max_examples=200, deadline=None)
+thorough = settings(max_examples=200)
 
 
 @pytest.mark.parametrize("parameter", ARITY)

@@ -403,7 +403,7 @@ ANY_SETTINGS = st.builds(
 )
 
 
-@hypothesis_settings(max_examples=200, deadline=None)
+@hypothesis_settings(max_examples=200)
 @given(settings=ANY_SETTINGS, others=ANY_SETTINGS)
 def test_settings_survive_a_round_trip_through_strings(settings, others):
     strings = settings.to_strings()
