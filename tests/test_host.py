@@ -96,9 +96,7 @@ STEPS = {
 }
 
 
-@settings(
-    max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     hosts=st.sets(st.sampled_from(sorted(HOSTS)), max_size=4),
     steps=st.lists(st.sampled_from(sorted(STEPS)), min_size=1, max_size=5),
