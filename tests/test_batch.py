@@ -192,7 +192,7 @@ def command(source, output, *options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "nothing to segment: set --input_text, --input_box or --input_point"),
+        ((), "nothing to segment: set --input_text, --input_box, --input_point or --points_per_side"),
         (("--input_box", "[[1, 2"), "input_box = '[[1, 2': "),
         (("--input_text", "shoe", "--confidence_threshold", "7"), "confidence_threshold = '7': expected a number"),
         (("--input_text", "shoe", "--workers", "3-2"), "'3-2': expected a number such as 4, or a range such as 1-8"),
