@@ -42,6 +42,7 @@ _DEFAULTS = {
     "model_input_size": "0",
     "embedding_cache_folder": "",
 }
+_FOLDER = "<temporary folder>"
 _TWO_BOXES = "[[10, 10, 150, 150], [50, 50, 120, 140]]"
 
 # for each kind of prompt: its parameters, and how many outputs follow the image
@@ -84,6 +85,10 @@ PROMPTS: dict[str, tuple[dict[str, str], int]] = {
         | {"instance_output": "True"},
         2,
     ),
+    "box, embedding kept in a folder": (
+        {"input_box": "[10, 10, 150, 150]", "embedding_cache_folder": _FOLDER},
+        1,
+    ),
     "nothing": ({}, 1),
 }
 
@@ -106,7 +111,8 @@ def test(t: core.CWorkflowTask, data_dict: Mapping[str, Any]) -> tuple[dict[str,
             _load_weights(t, Path(folder))
             for kind, (parameters, outputs) in PROMPTS.items():
                 logger.info("Prompt: %s", kind)
-                t.set_parameters({**_DEFAULTS, **parameters})
+                values = {name: folder if value == _FOLDER else value for name, value in parameters.items()}
+                t.set_parameters({**_DEFAULTS, **values})
                 used, outcome = run_for_test(t)
                 found = t.get_output_count() - 1
                 if outcome == "OK" and found != outputs:
