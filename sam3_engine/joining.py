@@ -81,17 +81,18 @@ def join(views: Sequence[View], larger: Sequence[View], windows: Sequence[Window
     return Joined(objects, [*large, *_not_covered(fragments, [*_crops(objects), *large])])
 
 
-def settle(joined: Joined, views: Sequence[View], image: Window) -> Joined:
+def settle(joined: Joined, views: Sequence[View], image: Window, later: Sequence[MaskCrop] = ()) -> Joined:
     """Take another look at what was unclear.
 
     Args:
         joined: what is known so far.
         views: what windows around the unclear masks show.
         image: (0, 0, width, height).
+        later: the unclear masks around which there was no window yet.
 
     Returns:
         The objects, with those that the new views show completely. Of what was unclear, only what they show and cut
-        again is left.
+        again is left, and what is to be looked at later.
     """
     objects, cut = list(joined.objects), []
     for view in sorted(views, key=lambda view: -view.score):
@@ -101,7 +102,7 @@ def settle(joined: Joined, views: Sequence[View], image: Window) -> Joined:
             cut.append(view.crop)
         else:
             objects.append(view)
-    return Joined(objects, _not_covered(cut, _crops(objects)))
+    return Joined(objects, _not_covered([*cut, *later], _crops(objects)))
 
 
 def _is_known(mask: MaskCrop, known: Sequence[MaskCrop]) -> bool:
@@ -190,11 +191,8 @@ def _groups(views: Sequence[View]) -> list[list[View]]:
 
 
 def _are_two(view: View, other: View) -> bool:
-    """Return whether a tile shows a whole and its part, which are two objects even if both agree with a third view."""
-    if view.window != other.window:
-        return False
-    covered = view.crop.intersection(other.crop) >= _FRAGMENT * min(view.crop.area, other.crop.area)
-    return covered and view.crop.iou(other.crop) < _SAME
+    """Return whether one tile shows two objects, such as a whole and its part, even if both agree with a third view."""
+    return view.window == other.window and view.crop.iou(other.crop) < _SAME
 
 
 def _same_in_strip(views: Sequence[View]) -> Iterator[tuple[float, int, int]]:

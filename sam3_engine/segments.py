@@ -168,9 +168,18 @@ def crop_masks(segments: Sequence[Segment], left: int, top: int) -> list[MaskCro
 
 
 def _crop_masks(segments: Sequence[Segment], left: int, top: int) -> Iterator[MaskCrop]:
-    masks = list(_masks_in_place(segments, segments[0].width, segments[0].height))
+    waiting: list[tuple[slice, slice, torch.Tensor]] = []
+    for placed in _masks_in_place(segments, segments[0].width, segments[0].height):
+        if waiting and sum(mask.numel() for *_, mask in (*waiting, placed)) > _MAX_MASK_PIXELS:
+            yield from _copied(waiting, left, top)
+            waiting = []
+        waiting.append(placed)
+    yield from _copied(waiting, left, top)
+
+
+def _copied(masks: Sequence[tuple[slice, slice, torch.Tensor]], left: int, top: int) -> Iterator[MaskCrop]:
     # all at once: to wait for a GPU for each would take longer than the rest
-    flat = torch.cat([mask.flatten() for _, _, mask in masks]).cpu().numpy()
+    flat = torch.cat([mask.flatten() for *_, mask in masks]).cpu().numpy()
     start = 0
     for rows, columns, mask in masks:
         stop = start + mask.numel()

@@ -20,7 +20,7 @@ from .everything import find_everything
 from .fitting import FittedPrompt, fit_prompt
 from .images import content_digest
 from .joining import Joined, View, join, settle
-from .mask_crops import Window
+from .mask_crops import MaskCrop, Window
 from .options import CANDIDATES, Options
 from .prompts import Box, ConceptPrompt, EverythingPrompt, GeometricPrompt
 from .segments import Segment, crop_masks
@@ -246,17 +246,24 @@ class _Search:
         return views
 
     def _look_again(self, joined: Mapping[str, Joined]) -> dict[str, Joined]:
-        """Look at what is unclear in windows around it, the largest first; at most as many as smallest tiles."""
+        """Look at what is unclear in windows around it, the largest first; at most as many as smallest tiles.
+
+        The rest stays unclear, for the next look.
+        """
         unclear = [(name, mask) for name, one in joined.items() for mask in one.unclear]
         unclear.sort(key=lambda one: -one[1].area)
         boxes: list[Box] = [tuple(map(float, mask.box)) for _, mask in unclear]  # type: ignore[misc]
         windows = self._windows
         around = windows_around(boxes, windows.width, windows.height, windows.options.tile_size)
         names: dict[Window, dict[str, None]] = {}  # a dict instead of a set keeps the order
-        for window, members in around[: len(self._levels[0])]:
+        most = len(self._levels[0])
+        for window, members in around[:most]:
             names.setdefault(window, {}).update(dict.fromkeys(unclear[member][0] for member in members))
+        later: dict[str, list[MaskCrop]] = {name: [] for name in joined}
+        for name, mask in (unclear[member] for _, members in around[most:] for member in members):
+            later[name].append(mask)
         views = self._look_at(names)
-        return {name: settle(one, views[name], windows.image) for name, one in joined.items()}
+        return {name: settle(one, views[name], windows.image, later[name]) for name, one in joined.items()}
 
 
 def _tolerance(segment: Segment) -> int:

@@ -8,13 +8,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sam3_engine import segments as segments_module
 from sam3_engine.joining import View, join, settle
 from sam3_engine.mask_crops import MaskCrop
 from sam3_engine.model import load_model
 from sam3_engine.options import Options
 from sam3_engine.predictor import Predictor
 from sam3_engine.prompts import ConceptPrompt, GeometricPrompt
-from sam3_engine.segments import Segment, label_map, masks_of
+from sam3_engine.segments import Segment, crop_masks, label_map, masks_of
 from sam3_engine.settings import Settings
 from sam3_engine.tiling import tile_image, tile_levels, windows_around
 from testbed.plugin import Plugin
@@ -188,6 +189,31 @@ def test_a_whole_and_its_part_stay_two():
     whole, part = drawn(20, 20, 96, 80), drawn(60, 30, 96, 70)  # in the strip, they look alike
     views = [seen(mask, window) for mask in (whole, part) for window in (LEFT, RIGHT)]
     assert sorted(joined_masks(join(views, [], WINDOWS, IMAGE))) == [(20, 20, 96, 80), (60, 30, 96, 70)]
+
+
+def test_what_one_tile_shows_as_two_stays_two():
+    parts = drawn(60, 20, 96, 45), drawn(60, 50, 96, 75)
+    both = seen(drawn(60, 20, 96, 75), RIGHT, 0.5)
+    joined = join([seen(parts[0], LEFT), seen(parts[1], LEFT), both], [], WINDOWS, IMAGE)
+    assert sorted(joined_masks(joined)) == [(60, 20, 96, 45), (60, 50, 96, 75)]
+
+
+def test_what_there_was_no_window_for_stays_unclear():
+    unclear = join([seen(drawn(60, 20, 100, 70), LEFT), seen(drawn(70, 80, 100, 95), LEFT)], [], WINDOWS, IMAGE)
+    large, small = unclear.unclear
+    settled = settle(unclear, [seen(drawn(60, 20, 120, 70), (40, 0, 140, 100))], IMAGE, later=[small])
+    assert (len(settled.objects), settled.unclear) == (1, [small])
+    assert settle(unclear, [], IMAGE, later=[large]).unclear == [large]
+
+
+def test_crops_are_copied_a_few_at_a_time(small, photograph, monkeypatch):
+    segments = small.predict(photograph, ConceptPrompt(("shoe",)), Options(confidence_threshold=0))
+    wanted = crop_masks(segments, 10, 20)
+    for most in (1, 200_000):
+        monkeypatch.setattr(segments_module, "_MAX_MASK_PIXELS", most)
+        crops = crop_masks(segments, 10, 20)
+        assert [crop.box for crop in crops] == [crop.box for crop in wanted]
+        assert [crop.bits.tobytes() for crop in crops] == [crop.bits.tobytes() for crop in wanted]
 
 
 def test_views_without_a_pixel_in_the_strip_are_not_the_same():
