@@ -156,10 +156,11 @@ class Detector:
             named = [name for name in prompt.names if name in crowded]
             logger.warning(
                 "All %d instances that the network can return for a concept score above %s: there may be more. "
-                "Use tiles, or name something more specific; to keep only the best, raise the threshold. "
+                "Use %s, or name something more specific; to keep only the best, raise the threshold. "
                 "Concepts: %s.",
                 architecture.queries,
                 " or ".join(dict.fromkeys(f"{thresholds[name]:g}" for name in named)),
+                "smaller tiles" if options.tile_size else "tiles",
                 _shortened(named),
             )
         unusual = [phrase for phrase in prompt.phrases if not found[phrase] and not is_plain_phrase(phrase)]

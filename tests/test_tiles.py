@@ -512,8 +512,12 @@ def test_a_run_can_be_stopped_before_every_step(small, photograph, kind):
 
 
 def test_the_image_is_shrunk_before_it_is_seen_not_before_it_is_cut(small, photograph):
-    segments = small.predict(photograph, PROMPTS["phrases"], Options(0, size_percent=50, tile_size=300))
-    assert {one.mask.shape for one in segments} == {(427, 640)}
+    shrunk, whole = (
+        small.predict(photograph, PROMPTS["boxes"], Options(size_percent=percent, tile_size=300))
+        for percent in (10, 100)
+    )
+    assert {one.mask.shape for one in shrunk} == {(427, 640)}
+    assert pixels_of(shrunk) != pixels_of(whole)
 
 
 def test_the_plugin_uses_tiles(shapes_checkpoint, scene):
