@@ -35,7 +35,7 @@ def main() -> None:
         else:
             networks.append(package_network(checkpoint, device))
 
-    if side == "transformers":
+    if side == "transformers":  # imported before the time is taken, as torch and sam3 are
         from benchmarks.peer_rows import load_transformers
 
     found = {"load": seconds_of(load), "peak": peak_memory()}

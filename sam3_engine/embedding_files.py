@@ -161,8 +161,8 @@ class EmbeddingFiles:
                     used.append((status.st_mtime, status.st_size, entry))
                     total += status.st_size
         for changed, size, entry in sorted(used, key=lambda one: one[0]):
-            is_left = entry.name.endswith(_UNFINISHED) and changed < time.time() - _OLDEST_UNFINISHED
-            if total > _MOST_BYTES or is_left:
+            is_abandoned = entry.name.endswith(_UNFINISHED) and changed < time.time() - _OLDEST_UNFINISHED
+            if total > _MOST_BYTES or is_abandoned:
                 with contextlib.suppress(OSError):  # another process has deleted it, or on Windows reads it
                     Path(entry.path).unlink()
                     total -= size
