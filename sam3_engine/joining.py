@@ -11,12 +11,12 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from .mask_crops import MaskCrop, Window, common, is_empty
+from .mask_crops import MaskCrop, MaskIndex, Window, common
 
 _SAME = 0.5  # IoU, from which on two masks show the same object
 _FRAGMENT = 0.7  # intersection over the smaller area, from which on a mask is a part of another
@@ -57,8 +57,8 @@ def join(views: Sequence[View], larger: Sequence[View], windows: Sequence[Window
     """Join the views of the smallest tiles, and of larger ones and the whole image.
 
     - Views of two tiles whose masks agree in the strip that both share, with an IoU of at least 0.5, show the same
-      object. If a tile shows it completely, that is its mask, of several the one with the highest score. If all tiles
-      cut it, its mask consists of all of them, each up to the middle of the strips.
+      object. If a tile shows it completely, and most of what the others show, that is its mask, of several the one with
+      the highest score. Otherwise, its mask consists of all of them, each up to the middle of the strips.
     - What tiles cut and no neighbor continues is unclear, unless a known object covers most of it.
     - Larger tiles and the whole image show what does not fit in a smaller tile: that is unclear, too, because it is
       seen at a lower resolution. What fits, the smaller tile sees better, also if it sees that there is nothing.
@@ -72,13 +72,13 @@ def join(views: Sequence[View], larger: Sequence[View], windows: Sequence[Window
     groups = [(group, _view_of(group, image)) for group in _groups(views)]
     objects = [known for _, known in groups if known]
     fragments = [view.crop for group, known in groups if not known for view in group]
-    large: list[MaskCrop] = []
+    known, large = MaskIndex(view.crop for view in objects), []
     for view in larger:
         finer = (window for window in windows if _side(window) < _side(view.window))
-        fits = any(_fits(view, window, image) for window in finer)
-        if not fits and not _is_known(view.crop, [*_crops(objects), *large]):
+        if not any(_fits(view, window, image) for window in finer) and not known.has_iou(view.crop, _SAME):
+            known.add(view.crop)
             large.append(view.crop)
-    return Joined(objects, [*large, *_not_covered(fragments, [*_crops(objects), *large])])
+    return Joined(objects, [*large, *_not_covered(fragments, known)])
 
 
 def settle(joined: Joined, views: Sequence[View], image: Window, later: Sequence[MaskCrop] = ()) -> Joined:
@@ -95,18 +95,30 @@ def settle(joined: Joined, views: Sequence[View], image: Window, later: Sequence
         again is left, and what is to be looked at later.
     """
     objects, cut = list(joined.objects), []
-    for view in sorted(views, key=lambda view: -view.score):
-        if _is_known(view.crop, _crops(objects)) or not any(_shows(view.crop, mask) for mask in joined.unclear):
+    known, unclear = MaskIndex(view.crop for view in objects), MaskIndex(joined.unclear)
+    for view in _by_descending_score(views):
+        near = [unclear[number] for number in unclear.near(view.crop)]
+        if known.has_iou(view.crop, _SAME) or not any(_shows(view.crop, mask) for mask in near):
             continue
-        if _cut_sides(view, image):
+        if cut_sides(view, image):
             cut.append(view.crop)
         else:
             objects.append(view)
-    return Joined(objects, _not_covered([*cut, *later], _crops(objects)))
+            known.add(view.crop)
+    return Joined(objects, _not_covered([*cut, *later], known))
 
 
-def _is_known(mask: MaskCrop, known: Sequence[MaskCrop]) -> bool:
-    return any(one.iou(mask) >= _SAME for one in known)
+def cut_sides(view: View, image: Window) -> list[int]:
+    """Return the sides of the window, inside the image, that cut the mask, as indices of (x1, y1, x2, y2)."""
+    return [
+        side
+        for side in range(4)
+        if view.window[side] != image[side] and abs(view.crop.box[side] - view.window[side]) <= view.tolerance
+    ]
+
+
+def _by_descending_score(views: Iterable[View]) -> list[View]:
+    return sorted(views, key=lambda view: -view.score)
 
 
 def _side(window: Window) -> int:
@@ -119,46 +131,32 @@ def _shows(mask: MaskCrop, unclear: MaskCrop) -> bool:
     return intersection >= _FRAGMENT * unclear.area or mask.iou(unclear) >= _SAME
 
 
-def _not_covered(masks: Sequence[MaskCrop], others: Sequence[MaskCrop]) -> list[MaskCrop]:
-    """Return the masks, largest first, of which neither one of ``others`` nor a larger one of them covers most."""
-    left: list[MaskCrop] = []
+def _not_covered(masks: Sequence[MaskCrop], known: MaskIndex) -> list[MaskCrop]:
+    """Return the masks, largest first, of which neither a known one nor a larger one of them covers most."""
+    larger, left = MaskIndex(), []
     for mask in sorted(masks, key=lambda mask: -mask.area):
-        if not any(mask.intersection(other) >= _FRAGMENT * mask.area for other in (*others, *left)):
+        if not known.covers(mask, _FRAGMENT) and not larger.covers(mask, _FRAGMENT):
+            larger.add(mask)
             left.append(mask)
     return left
 
 
-def _crops(views: Sequence[View]) -> list[MaskCrop]:
-    return [view.crop for view in views]
-
-
 def _view_of(views: Sequence[View], image: Window) -> View | None:
     """Return the object that views of several tiles show, in the whole image; None if they do not show all of it."""
-    score = max(view.score for view in views)
-    complete = [view for view in views if not _cut_sides(view, image)]
-    if complete:
-        crop = max(complete, key=lambda view: view.score).crop
-    else:
-        crop = _merge(views, image)
-        if not all(_continues(crop, view, image) for view in views):
-            return None
-    return View(crop, score, image)
-
-
-def _cut_sides(view: View, image: Window) -> list[int]:
-    """Return the sides of the window that cut the mask, as indices of (x1, y1, x2, y2)."""
-    sides = []
-    for side in range(4):
-        inner = view.window[side] != image[side]
-        if inner and abs(view.crop.box[side] - view.window[side]) <= view.tolerance:
-            sides.append(side)
-    return sides
+    best_first = _by_descending_score(views)
+    score = best_first[0].score
+    cut = [view for view in best_first if cut_sides(view, image)]
+    for view in best_first:
+        if view not in cut and all(view.crop.intersection(one.crop) >= _FRAGMENT * one.crop.area for one in cut):
+            return View(view.crop, score, image)
+    merged = _merge(best_first, image)
+    return View(merged, score, image) if all(_continues(merged, view, image) for view in cut) else None
 
 
 def _continues(crop: MaskCrop, view: View, image: Window) -> bool:
     """Return whether a mask continues beyond every side that cuts one of its views."""
     x1, y1, x2, y2 = view.window
-    for side in _cut_sides(view, image):
+    for side in cut_sides(view, image):
         depth = view.tolerance + 1
         inner: Window = [
             (x1, y1, x1 + depth, y2),
@@ -196,25 +194,30 @@ def _are_two(view: View, other: View) -> bool:
 
 
 def _same_in_strip(views: Sequence[View]) -> Iterator[tuple[float, int, int]]:
-    """Yield the IoU in the strip, and the indices, of views of two tiles whose masks agree where both tiles look."""
-    boxes = np.array([view.crop.box for view in views]).reshape(-1, 4)
+    """Yield the IoU in the strip, and the indices, of views of two tiles whose masks agree where both tiles look.
+
+    Strips that are not wider than the views' tolerance say nothing.
+    """
+    earlier = MaskIndex()
     for index, view in enumerate(views):
-        overlapping = (boxes[:index, :2] < boxes[index, 2:]).all(axis=1) & (boxes[:index, 2:] > boxes[index, :2]).all(
-            axis=1
-        )
-        for other_index in np.flatnonzero(overlapping).tolist():
+        for other_index in earlier.near(view.crop):
             other = views[other_index]
             strip = common(view.window, other.window)
-            if other.window == view.window or is_empty(strip):
+            narrow = min(strip[2] - strip[0], strip[3] - strip[1]) <= max(view.tolerance, other.tolerance)
+            if other.window == view.window or narrow:
                 continue
             both = view.crop.intersection(other.crop)
             union = np.count_nonzero(view.crop.inside(strip)) + np.count_nonzero(other.crop.inside(strip)) - both
             if both and both >= _SAME * union:
                 yield both / union, index, other_index
+        earlier.add(view.crop)
 
 
 def _merge(views: Sequence[View], image: Window) -> MaskCrop:
-    """Return the union of views; where two tiles overlap, each decides up to the middle of the strip."""
+    """Return the union of views; where two tiles overlap, each decides up to the middle of the strip.
+
+    Of views in the same tile, the first decides.
+    """
     boxes = np.array([view.crop.box for view in views])
     left, top = (int(side) for side in boxes[:, :2].min(axis=0))
     right, bottom = (int(side) for side in boxes[:, 2:].max(axis=0))

@@ -6,6 +6,7 @@ Importing this module does not import torch.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,6 +71,44 @@ class MaskCrop:
         """Return the intersection over union of two masks; 0 if both are empty."""
         intersection = self.intersection(other)
         return intersection / max(1, self.area + other.area - intersection)
+
+
+class MaskIndex:
+    """Masks, numbered from 0, of which those near another mask are found without comparing pixels.
+
+    Args:
+        masks: the first ones.
+    """
+
+    def __init__(self, masks: Iterable[MaskCrop] = ()) -> None:
+        self._masks: list[MaskCrop] = []
+        self._boxes = np.zeros((16, 4), np.int64)
+        for mask in masks:
+            self.add(mask)
+
+    def __getitem__(self, number: int) -> MaskCrop:
+        return self._masks[number]
+
+    def add(self, mask: MaskCrop) -> None:
+        """Add a mask; it gets the next number."""
+        if len(self._masks) == len(self._boxes):
+            self._boxes = np.concatenate([self._boxes, np.zeros_like(self._boxes)])
+        self._boxes[len(self._masks)] = mask.box
+        self._masks.append(mask)
+
+    def near(self, mask: MaskCrop) -> list[int]:
+        """Return the numbers of the masks whose boxes overlap that of ``mask``."""
+        boxes = self._boxes[: len(self._masks)]
+        overlapping = (boxes[:, :2] < mask.box[2:]).all(axis=1) & (boxes[:, 2:] > mask.box[:2]).all(axis=1)
+        return np.flatnonzero(overlapping).tolist()
+
+    def has_iou(self, mask: MaskCrop, least: float) -> bool:
+        """Return whether the IoU of any mask with ``mask`` is at least ``least``, which is above 0."""
+        return any(self[number].iou(mask) >= least for number in self.near(mask))
+
+    def covers(self, mask: MaskCrop, least: float) -> bool:
+        """Return whether any mask covers at least the share ``least``, above 0, of the pixels of ``mask``."""
+        return any(self[number].intersection(mask) >= least * mask.area for number in self.near(mask))
 
 
 def common(window: Window, other: Window) -> Window:

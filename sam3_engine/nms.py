@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from .mask_crops import MaskIndex
 from .segments import Segment, by_descending_score, crops_of, logits_of
 
 _BLOCK_SIZE = 256  # bounds the memory of comparing masks
@@ -33,9 +34,11 @@ def drop_duplicates(segments: Sequence[Segment], iou_threshold: float) -> list[S
     by_score = by_descending_score(segments)
     kept: list[int] = []
     if crops := crops_of(segments):
+        better = MaskIndex()
         for index in by_score:
-            if not any(crops[index].iou(crops[better]) > iou_threshold for better in kept):
+            if not any(better[number].iou(crops[index]) > iou_threshold for number in better.near(crops[index])):
                 kept.append(index)
+                better.add(crops[index])
         return [segments[index] for index in sorted(kept)]
     logits = logits_of(segments)
     for start in range(0, len(by_score), _BLOCK_SIZE):
@@ -43,8 +46,8 @@ def drop_duplicates(segments: Sequence[Segment], iou_threshold: float) -> list[S
         masks = _binary_masks([logits[index] for index in block])
         duplicate = np.zeros(len(block), bool)
         for earlier in range(0, len(kept), _BLOCK_SIZE):
-            better = _binary_masks([logits[index] for index in kept[earlier : earlier + _BLOCK_SIZE]])
-            duplicate |= (_pairwise_iou(masks, better) > iou_threshold).any(dim=1).cpu().numpy()
+            others = _binary_masks([logits[index] for index in kept[earlier : earlier + _BLOCK_SIZE]])
+            duplicate |= (_pairwise_iou(masks, others) > iou_threshold).any(dim=1).cpu().numpy()
         overlapping = (_pairwise_iou(masks, masks) > iou_threshold).cpu().numpy()
         for index in range(len(block)):
             if not duplicate[index]:

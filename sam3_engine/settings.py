@@ -15,7 +15,7 @@ from .errors import CheckpointError, PromptError, WeightFileError, WeightsError,
 from .options import CANDIDATES, LARGEST_OVERLAP, MAX_LABELS, SMALLEST_TILE, Options
 from .prompt_strings import ChosenPrompt, Drawing, PromptStrings
 from .prompts import MOST_POINTS_PER_SIDE, EverythingPrompt, GeometricPrompt, Prompt
-from .tiling import tile_levels
+from .tiling import count_tiles
 from .weights import check_weights, without_quotes
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class Settings:
         objects = self.prompt_strings.count_objects()
         rows = self.points_per_side if objects is None and not drawn else 0
         if self.tile_size and self.tile_size < max(width, height) and (objects == 0 or rows):
-            return (1 + rows) * sum(map(len, tile_levels(width, height, self.tile_size, self.tile_overlap)))
+            return (1 + rows) * count_tiles(width, height, self.tile_size, self.tile_overlap)
         return 1 + rows
 
     @property

@@ -6,7 +6,7 @@ Importing this module does not import torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from .mask_crops import Window
 from .prompts import Box
@@ -28,12 +28,23 @@ def tile_levels(width: int, height: int, size: int, overlap: float) -> list[list
     Returns:
         The tiles of :func:`tile_image`; for very large images, tiles that are 3, 9, ... times as large; and the image.
     """
-    levels = [tile_image(width, height, size, overlap)]
-    side = size * _NEXT_LEVEL
-    while side * _LEAST_REDUCTION < max(width, height):
-        levels.append(tile_image(width, height, side, overlap))
-        side *= _NEXT_LEVEL
+    levels = [tile_image(width, height, side, overlap) for side in _sides(width, height, size)]
     return [*levels, [(0, 0, width, height)]]
+
+
+def count_tiles(width: int, height: int, size: int, overlap: float) -> int:
+    """Return how many windows :func:`tile_levels` returns, all levels together; see there."""
+    return 1 + sum(
+        len(_starts(width, side, overlap)) * len(_starts(height, side, overlap)) for side in _sides(width, height, size)
+    )
+
+
+def _sides(width: int, height: int, size: int) -> list[int]:
+    """Return the side of the tiles of each level but the last."""
+    sides = [size]
+    while sides[-1] * _NEXT_LEVEL * _LEAST_REDUCTION < max(width, height):
+        sides.append(sides[-1] * _NEXT_LEVEL)
+    return sides
 
 
 def tile_image(width: int, height: int, size: int, overlap: float) -> list[Window]:
@@ -87,7 +98,7 @@ def windows_around(boxes: Sequence[Box], width: int, height: int, size: int) -> 
     for index, box in enumerate(boxes):
         wanted = _with_margin(box, width, height)
         for number, (bounds, members) in enumerate(groups):
-            together = _bounds(bounds, wanted)
+            together = bounds_of((bounds, wanted))
             if max(together[2] - together[0], together[3] - together[1]) <= size:
                 groups[number] = (together, [*members, index])
                 break
@@ -102,8 +113,10 @@ def _with_margin(box: Box, width: int, height: int) -> Box:
     return max(0.0, x1 - x_margin), max(0.0, y1 - y_margin), min(width, x2 + x_margin), min(height, y2 + y_margin)
 
 
-def _bounds(box: Box, other: Box) -> Box:
-    return min(box[0], other[0]), min(box[1], other[1]), max(box[2], other[2]), max(box[3], other[3])
+def bounds_of(boxes: Iterable[Box]) -> Box:
+    """Return the smallest box that contains all boxes."""
+    left, top, right, bottom = zip(*boxes, strict=True)
+    return min(left), min(top), max(right), max(bottom)
 
 
 def _window(bounds: Box, width: int, height: int, size: int) -> Window:

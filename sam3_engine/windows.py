@@ -5,7 +5,6 @@ Importing this module imports torch.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -19,13 +18,14 @@ from .embedding import ImageEmbedding
 from .everything import find_everything
 from .fitting import FittedPrompt, fit_prompt
 from .images import content_digest
-from .joining import Joined, View, join, settle
+from .joining import Joined, View, cut_sides, join, settle
 from .mask_crops import MaskCrop, Window
 from .options import CANDIDATES, Options
 from .prompts import Box, ConceptPrompt, EverythingPrompt, GeometricPrompt
+from .regions import remove_small_regions
 from .segments import Segment, crop_masks
 from .selection import select_instances
-from .tiling import tile_levels, windows_around
+from .tiling import bounds_of, tile_levels, windows_around
 
 if TYPE_CHECKING:
     from .predictor import Predictor
@@ -60,6 +60,7 @@ class ImageWindows:
         self.height, self.width = rgb.shape[:2]
         self._predictor = predictor
         self._rgb = rgb.copy()  # the caller may write to the image while this waits for the model
+        self._keys: dict[Window, Hashable] = {}
 
     @property
     def image(self) -> Window:
@@ -69,7 +70,8 @@ class ImageWindows:
     def find(self, detector: Detector, prompt: ConceptPrompt) -> list[Segment]:
         """Return the instances of a concept prompt, phrase by phrase, each by descending score."""
         levels = self._levels()
-        shown = _ShownExamples(self, detector, prompt, levels)
+        shown = _ShownExamples(self, detector, prompt, levels[0])
+        larger = set(itertools.chain.from_iterable(levels[1:]))
         crowded: set[str] = set()
 
         def find_in(window: Window, names: Iterable[str], embedding: ImageEmbedding) -> dict[str, list[Segment]]:
@@ -77,7 +79,8 @@ class ImageWindows:
             found = self.run(
                 embedding, lambda: detector.find(embedding, prompt, names, examples, self.options, self.on_step)
             )
-            crowded.update(detector.crowded(found))
+            if window not in larger:  # which need not show everything
+                crowded.update(detector.crowded(found))
             return found
 
         found = _Search(self, levels, prompt.names, find_in).run()
@@ -103,28 +106,29 @@ class ImageWindows:
 
     def outline(self, prompt: GeometricPrompt) -> list[Segment]:
         """Return the objects of a geometric prompt in the order of its boxes, each seen in a window around it."""
-        marked = prompt.boxes if len(prompt.boxes) > 1 else (_bounds(prompt),)
-        candidates = CANDIDATES if self.options.multimask else 1
-        outlined: dict[int, Segment] = {}
-        for window, members in windows_around(marked, self.width, self.height, self.options.tile_size):
-            fitted = _moved(prompt, members, window)
-            ask = functools.partial(self._predictor.segment, prompt=fitted, options=self.options, on_step=self.on_step)
-            segments = self.look(window, ask)
-            for number, crop in enumerate(crop_masks(segments, *window[:2])):
-                place = members[number // candidates] * candidates + number % candidates
-                outlined[place] = dataclasses.replace(
-                    segments[number], mask_logits=None, width=self.width, height=self.height, crop=crop
-                )
+        views = self._outline_boxes(prompt) if prompt.boxes else self._outline_points(prompt, bounds_of(_marks(prompt)))
         self.on_encoded()
-        return [outlined[place] for place in sorted(outlined)]
+        labels = [label for label in prompt.labels for _ in range(self._candidates)]
+        return [self.segment_of(view, label) for view, label in zip(views, labels, strict=True)]
+
+    def around(self, boxes: Sequence[Box]) -> list[tuple[Window, list[int]]]:
+        """Return windows around boxes, see :func:`~.tiling.windows_around`."""
+        return windows_around(boxes, self.width, self.height, self.options.tile_size)
+
+    def segment_of(self, view: View, label: str) -> Segment:
+        """Return a view as a segment of the image."""
+        return Segment(None, self.width, self.height, view.score, label, crop=view.crop)
 
     def key(self, window: Window) -> Hashable:
         """Return what identifies the embedding of a window: equal pixels have the same."""
-        return (content_digest(self._pixels(window)), self.options.size_percent, self._predictor.resolution)
+        if window not in self._keys:
+            digest = content_digest(self._pixels(window))
+            self._keys[window] = (digest, self.options.size_percent, self._predictor.resolution)
+        return self._keys[window]
 
     def is_cached(self, window: Window) -> bool:
-        """Return whether the embedding of a window is cached."""
-        return self.key(window) in self._predictor.model.tiles
+        """Return whether the embedding of a window is cached; that of the whole image is cached elsewhere."""
+        return window != self.image and self.key(window) in self._predictor.model.tiles
 
     def look(
         self, window: Window, ask: Callable[[ImageEmbedding], Result], on_encoded: Callable[[], None] = lambda: None
@@ -141,6 +145,40 @@ class ImageWindows:
         """Return ``compute()``, which runs a head on an embedding; see :meth:`~.predictor.Predictor.ask`."""
         return self._predictor.ask(embedding, compute)
 
+    @property
+    def _candidates(self) -> int:
+        """The number of masks for each object."""
+        return CANDIDATES if self.options.multimask else 1
+
+    def _outline_boxes(self, prompt: GeometricPrompt) -> list[View]:
+        """Return what is in boxes, in their order."""
+        marked = prompt.boxes if len(prompt.boxes) > 1 else (bounds_of(_marks(prompt)),)
+        outlined: dict[int, View] = {}
+        for window, members in self.around(marked):
+            for number, view in enumerate(self._outline_in(window, prompt, members)):
+                outlined[members[number // self._candidates] * self._candidates + number % self._candidates] = view
+        return [outlined[place] for place in sorted(outlined)]
+
+    def _outline_points(self, prompt: GeometricPrompt, seen: Box) -> list[View]:
+        """Return what is at points, in a window around a box that contains them.
+
+        Points do not say how large the object is: if the window cuts the best mask, a window around that follows.
+        """
+        ((window, members),) = self.around((seen,))
+        views = self._outline_in(window, prompt, members)
+        best = max(views, key=lambda view: view.score)
+        if best.crop.area and cut_sides(best, self.image):
+            more = bounds_of((seen, best.crop.box))
+            if self.around((more,)) != [(window, members)]:
+                return self._outline_points(prompt, more)
+        return views
+
+    def _outline_in(self, window: Window, prompt: GeometricPrompt, members: Sequence[int]) -> list[View]:
+        """Return the objects of a prompt in a window that contains all its points, and these of its boxes."""
+        fitted = _moved(prompt, members, window)
+        ask = functools.partial(self._predictor.segment, prompt=fitted, options=self.options, on_step=self.on_step)
+        return _views(self.look(window, ask), window)
+
     def _levels(self) -> list[list[Window]]:
         return tile_levels(self.width, self.height, self.options.tile_size, self.options.tile_overlap)
 
@@ -152,7 +190,8 @@ class ImageWindows:
 class _ShownExamples:
     """The example boxes of a prompt, as the windows of an image are shown them.
 
-    The window that they lie in reads them itself. All others get what the network makes of them there.
+    The tile that contains them all reads them itself, or a window around them if none does. All others get what the
+    network makes of them there.
     """
 
     def __init__(
@@ -160,9 +199,9 @@ class _ShownExamples:
         windows: ImageWindows,
         detector: Detector,
         prompt: ConceptPrompt,
-        levels: Sequence[Sequence[Window]],
+        tiles: Sequence[Window],
     ) -> None:
-        self._home = _smallest_around(prompt.boxes, levels)
+        self._home = _home_of(prompt.boxes, tiles, windows)
         boxes = _relative(prompt.boxes, self._home)
         self._at_home = self._elsewhere = Examples(tuple(zip(boxes, prompt.box_labels, strict=True)))
         if prompt.boxes:
@@ -217,10 +256,9 @@ class _Search:
         }
         for _ in range(_LOOKS):
             joined = self._look_again(joined)
-        width, height = self._windows.width, self._windows.height
         return {
             name: [
-                Segment(None, width, height, view.score, name, crop=view.crop)
+                self._windows.segment_of(view, name)
                 for view in sorted(joined[name].objects, key=lambda view: -view.score)
             ]
             for name in self._names
@@ -240,9 +278,9 @@ class _Search:
         for window in sorted(names, key=lambda window: not self._windows.is_cached(window)):
             find = functools.partial(self._find_in, window, names[window])
             for name, segments in self._windows.look(window, find, on_encoded).items():
-                for segment, crop in zip(segments, crop_masks(segments, *window[:2]), strict=True):
-                    if crop.area:
-                        views[name].append(View(crop, segment.score, window, _tolerance(segment)))
+                # before joining, which compares masks with the borders of windows
+                segments = remove_small_regions(segments, self._windows.options.min_region_percent)
+                views[name] += [view for view in _views(segments, window) if view.crop.area]
         return views
 
     def _look_again(self, joined: Mapping[str, Joined]) -> dict[str, Joined]:
@@ -253,8 +291,7 @@ class _Search:
         unclear = [(name, mask) for name, one in joined.items() for mask in one.unclear]
         unclear.sort(key=lambda one: -one[1].area)
         boxes: list[Box] = [tuple(map(float, mask.box)) for _, mask in unclear]  # type: ignore[misc]
-        windows = self._windows
-        around = windows_around(boxes, windows.width, windows.height, windows.options.tile_size)
+        around = self._windows.around(boxes)
         names: dict[Window, dict[str, None]] = {}  # a dict instead of a set keeps the order
         most = len(self._levels[0])
         for window, members in around[:most]:
@@ -263,7 +300,15 @@ class _Search:
         for name, mask in (unclear[member] for _, members in around[most:] for member in members):
             later[name].append(mask)
         views = self._look_at(names)
-        return {name: settle(one, views[name], windows.image, later[name]) for name, one in joined.items()}
+        return {name: settle(one, views[name], self._windows.image, later[name]) for name, one in joined.items()}
+
+
+def _views(segments: Sequence[Segment], window: Window) -> list[View]:
+    """Return the segments of a window as views of the image."""
+    crops = crop_masks(segments, *window[:2])
+    return [
+        View(crop, segment.score, window, _tolerance(segment)) for segment, crop in zip(segments, crops, strict=True)
+    ]
 
 
 def _tolerance(segment: Segment) -> int:
@@ -273,18 +318,18 @@ def _tolerance(segment: Segment) -> int:
     return max(-(-segment.height // rows), -(-segment.width // columns))
 
 
-def _smallest_around(boxes: Sequence[Box], levels: Sequence[Sequence[Window]]) -> Window:
-    """Return the smallest tile that contains all boxes; of several, the one whose borders are farthest from them."""
-    (image,) = levels[-1]
+def _home_of(boxes: Sequence[Box], tiles: Sequence[Window], windows: ImageWindows) -> Window:
+    """Return the tile that contains all boxes, farthest from its borders, or else a window around them."""
     if not boxes:
-        return image
-    x1, y1 = min(box[0] for box in boxes), min(box[1] for box in boxes)
-    x2, y2 = max(box[2] for box in boxes), max(box[3] for box in boxes)
+        return windows.image
+    x1, y1, x2, y2 = bounds = bounds_of(boxes)
 
     def room(window: Window) -> float:
         return min(x1 - window[0], y1 - window[1], window[2] - x2, window[3] - y2)
 
-    return next((widest for level in levels if room(widest := max(level, key=room)) >= 0), image)
+    ((around, _),) = windows.around((bounds,))
+    widest = max(tiles, key=room)
+    return widest if room(widest) >= 0 else around
 
 
 def _relative(boxes: Sequence[Box], window: Window) -> list[Box]:
@@ -294,11 +339,9 @@ def _relative(boxes: Sequence[Box], window: Window) -> list[Box]:
     return [((x1 - left) * x, (y1 - top) * y, (x2 - left) * x, (y2 - top) * y) for x1, y1, x2, y2 in boxes]
 
 
-def _bounds(prompt: GeometricPrompt) -> Box:
-    """Return the bounds of all points and boxes."""
-    corners = [*prompt.points, *(corner for x1, y1, x2, y2 in prompt.boxes for corner in ((x1, y1), (x2, y2)))]
-    xs, ys = zip(*corners, strict=True)
-    return (min(xs), min(ys), max(xs), max(ys))
+def _marks(prompt: GeometricPrompt) -> list[Box]:
+    """Return the boxes and the points, these as boxes without an extent."""
+    return [*prompt.boxes, *((x, y, x, y) for x, y in prompt.points)]
 
 
 def _moved(prompt: GeometricPrompt, members: Sequence[int], window: Window) -> FittedPrompt:

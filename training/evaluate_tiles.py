@@ -119,7 +119,7 @@ def judge(predictor: Predictor, scenes: Iterable[LargeScene], options: Options, 
             found = [crop for crop, segment in zip(crops, segments, strict=True) if segment.label == kind]
             results.add(scene, found, [shape for shape in scene.shapes if shape.kind == kind])
         for shape in scene.shapes[:outlined]:
-            point = _middle(shape.crop)
+            point = middle_of(shape.crop)
             for kind, prompt in (
                 ("box", GeometricPrompt(boxes=(shape.crop.box,))),
                 ("point", GeometricPrompt(points=(point,), point_labels=(1,))),
@@ -147,7 +147,7 @@ def _cuts(tile: Window, box: Window) -> bool:
     return overlap and not (x1 <= box[0] and box[2] <= x2 and y1 <= box[1] and box[3] <= y2)
 
 
-def _middle(crop: MaskCrop) -> tuple[float, float]:
+def middle_of(crop: MaskCrop) -> tuple[float, float]:
     """Return the point of a mask that is farthest from its edge."""
     distance = distance_transform_edt(np.pad(crop.mask, 1))[1:-1, 1:-1]
     row, column = np.unravel_index(distance.argmax(), distance.shape)
